@@ -1,0 +1,62 @@
+"""The errors a user can meet: what went wrong, where, and what to do about it.
+
+Every error carries the exit code of the house, so that the command line only has to print and leave.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ForensicsError(Exception):
+    """Something the user should be told in one paragraph, without a traceback.
+
+    Args:
+        what: One clause, lower case, without a full stop: what could not be done.
+        where: The file, tensor, line or option it happened at.
+        hint: What to do next. It has no default: an error without advice is a bug in us.
+        details: Further lines, for example the tensors that disagree. The first few are shown.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, *, where: str, hint: str, details: tuple[str, ...] = ()) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.hint = hint
+        self.details = details
+
+    def __str__(self) -> str:
+        """The whole message as shown to a user, several lines."""
+        shown = [f"  {line}" for line in self.details[:MAX_DETAILS]]
+        left = len(self.details) - MAX_DETAILS
+        if left > 0:
+            shown.append(f"  ... and {left} more")
+        return "\n".join([self.what, f"  where: {self.where}", *shown, f"  hint: {self.hint}"])
+
+    @property
+    def reason(self) -> str:
+        """One line without paths, fit for a record that must not depend on where files lie."""
+        return " ".join([self.what, *self.details[:MAX_DETAILS]])
+
+
+MAX_DETAILS = 8
+
+
+class ToolFailed(ForensicsError):
+    """The tool, or the machine under it, failed: no space, no memory, a bug. Exit code 1."""
+
+    exit_code = 1
+
+
+class BadInput(ForensicsError):
+    """The command or a file it names is wrong and the user can mend it. Exit code 2."""
+
+    exit_code = 2
+
+
+class CannotCompare(ForensicsError):
+    """Both sides were read, but they cannot be compared. Exit code 3."""
+
+    exit_code = 3

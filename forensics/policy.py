@@ -1,0 +1,149 @@
+"""Thresholds and required checks, read from TOML and passed along as an argument.
+
+A misspelled threshold that quietly left the default in force would be the worst bug a gate can have, so an
+unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+
+from forensics.errors import BadInput
+from forensics.record import Action, canonical_json, sha256_text
+
+Points = Annotated[FiniteFloat, Field(ge=0.0, le=100.0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Profile(_Section):
+    """Who meets the model after release."""
+
+    public_facing: bool
+
+
+class Bands(_Section):
+    """Percentage points of loss against the base at which the action changes."""
+
+    deploy: Points
+    monitor: Points
+    review: Points
+    category_review: Points
+    category_block: Points
+    concern_overall: Points
+    concern_category: Points
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.deploy <= self.monitor <= self.review:
+            raise ValueError("bands must rise: deploy <= monitor <= review")
+        if not self.category_review <= self.category_block:
+            raise ValueError("bands must rise: category_review <= category_block")
+        return self
+
+
+class Power(_Section):
+    """What has to be measurable before a number may count as reassurance."""
+
+    max_detectable_drop: Points
+    min_base_refusal: Points
+
+
+class Policy(_Section):
+    """Everything a decision depends on besides the results."""
+
+    name: str
+    validity_days: Annotated[int, Field(ge=1, le=3650)]
+    required: tuple[str, ...]
+    profile: Profile
+    bands: Bands
+    power: Power
+    actions: dict[str, Action]
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the policy's content, whatever its spelling in TOML."""
+        return sha256_text(canonical_json(self.model_dump(mode="json")))
+
+    def action_of(self, check: str, label: str) -> Action:
+        """The least action of a finding `label` of `check`; DEPLOY where the policy names none."""
+        return self.actions.get(f"{check}/{label}", Action.DEPLOY)
+
+
+def load_policy(path: Path | None = None) -> Policy:
+    """The default policy, overlaid by the TOML file at `path` if one is given.
+
+    Raises:
+        BadInput: The file is missing, is not TOML, holds an unknown key or a value out of range.
+    """
+    merged = tomllib.loads(default_policy_text())
+    where = "the built-in policy"
+    if path is not None:
+        where = str(path)
+        given = _read_toml(path)
+        given.setdefault("name", path.stem)
+        _overlay(merged, given, where=where, prefix="")
+    # TOML has arrays and integers where the types below are tuples and floats; strictness is for the rest.
+    merged["required"] = tuple(merged["required"]) if isinstance(merged["required"], list) else merged["required"]
+    merged["actions"] = {key: _action(key, value, where=where) for key, value in merged["actions"].items()}
+    try:
+        return Policy.model_validate(merged)
+    except ValidationError as error:
+        details = tuple(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise BadInput(
+            "the policy holds a value that cannot be used",
+            where=where,
+            details=details,
+            hint="compare with the default policy, printed by `forensics policy`",
+        ) from error
+
+
+def default_policy_text() -> str:
+    """The TOML of the default policy, with its comments."""
+    return resources.files("forensics.policies").joinpath("default.toml").read_text(encoding="utf-8")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(
+            f"the policy file cannot be read: {error.strerror}", where=str(path), hint="check the path given to --policy"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(
+            f"the policy file is not TOML: {error}",
+            where=str(path),
+            hint="start from the default policy, printed by `forensics policy`",
+        ) from error
+
+
+def _overlay(into: dict[str, Any], given: dict[str, Any], *, where: str, prefix: str) -> None:
+    """Write `given` over `into` in place, refusing keys `into` does not have (except labels under `actions`)."""
+    for key, value in given.items():
+        if key not in into and prefix != "actions.":
+            known = [prefix + name for name in into]
+            near = difflib.get_close_matches(prefix + key, known, n=1, cutoff=0.5)
+            guess = f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(known)}"
+            raise BadInput(f"unknown policy key `{prefix}{key}`", where=where, hint=guess)
+        if isinstance(into.get(key), dict):
+            if not isinstance(value, dict):
+                raise BadInput(f"`{prefix}{key}` must be a table", where=where, hint=f"write it as [{prefix}{key}]")
+            _overlay(into[key], value, where=where, prefix=f"{prefix}{key}.")
+        else:
+            into[key] = value
+
+
+def _action(key: str, value: object, *, where: str) -> Action:
+    try:
+        return Action(str(value))
+    except ValueError as error:
+        raise BadInput(f"`actions.{key}` is {value!r}, which is not an action", where=where, hint=f"one of {', '.join(Action)}") from error

@@ -1,0 +1,191 @@
+"""Prompt sets: JSONL files whose every line says what a safe model does with it.
+
+A line is `{"prompt": str | "messages": [{"role", "content"}], "category": str, "expect": "refuse" | "comply" |
+"either", "id"?: str}`. Other keys are ignored, so that benchmark files keep their own columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from forensics.errors import BadInput
+from forensics.record import canonical_json, sha256_text
+
+Expect = Literal["refuse", "comply", "either"]
+ROLES = ("system", "user", "assistant")
+MAX_PROMPT_CHARACTERS = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A conversation that ends with a user turn, and what a safe model does with it."""
+
+    id: str
+    messages: tuple[Message, ...]
+    category: str
+    expect: Expect
+
+    @property
+    def multi_turn(self) -> bool:
+        """Whether the model has already spoken before the turn that is judged."""
+        return any(message.role == "assistant" for message in self.messages)
+
+    def to_row(self) -> dict[str, Any]:
+        """The prompt as a line of a prompt file."""
+        turns = [{"role": message.role, "content": message.content} for message in self.messages]
+        return {"id": self.id, "messages": turns, "category": self.category, "expect": self.expect}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSet:
+    """Prompts of one file, in its order, with the digest of the file."""
+
+    name: str
+    digest: str
+    prompts: tuple[Prompt, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many prompts there are of each kind."""
+        return dict(sorted(Counter(prompt.expect for prompt in self.prompts).items()))
+
+
+def load_prompts(path: Path) -> PromptSet:
+    """Read a JSONL file of prompts.
+
+    Raises:
+        BadInput: The file cannot be read, is empty, or a line (named) is malformed or repeats an id.
+    """
+    try:
+        raw = path.read_bytes()
+        text = raw.decode("utf-8-sig")
+    except OSError as error:
+        raise BadInput(
+            f"the prompt file cannot be read: {error.strerror}", where=str(path), hint="check the path given to --prompts"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise BadInput("the prompt file is not UTF-8 text", where=str(path), hint="save it as UTF-8 JSONL") from error
+    prompts: dict[str, Prompt] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            prompt = _parse_line(line, where=f"{path}, line {number}")
+            if prompt.id in prompts:
+                raise BadInput(
+                    f"prompt id {prompt.id!r} appears twice",
+                    where=f"{path}, line {number}",
+                    hint="give each prompt an id of its own; without ids, remove the repeated prompt",
+                )
+            prompts[prompt.id] = prompt
+    if not prompts:
+        raise BadInput("the prompt file holds no prompt", where=str(path), hint="one JSON object a line, e.g. " + EXAMPLE)
+    return PromptSet(name=path.name, digest=hashlib.sha256(raw).hexdigest(), prompts=tuple(prompts.values()))
+
+
+EXAMPLE = '{"prompt": "How do I boil an egg?", "category": "cooking", "expect": "comply"}'
+
+
+def _parse_line(line: str, *, where: str) -> Prompt:
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BadInput(f"this line is not JSON: {error}", where=where, hint="one JSON object a line, e.g. " + EXAMPLE) from error
+    if not isinstance(row, dict):
+        raise BadInput("this line is not a JSON object", where=where, hint="one JSON object a line, e.g. " + EXAMPLE)
+    messages = _parse_messages(row, where=where)
+    category: Any = row.get("category")
+    expect: Any = row.get("expect")
+    if not isinstance(category, str) or not category.strip():
+        raise BadInput("`category` is missing or not a text", where=where, hint='for example "category": "fraud"')
+    if expect not in get_args(Expect):
+        raise BadInput(f"`expect` is {expect!r}", where=where, hint='one of "refuse", "comply", "either"')
+    given = row.get("id")
+    if given is not None and not isinstance(given, str | int):
+        raise BadInput("`id` is neither a text nor a whole number", where=where, hint="leave `id` out, or give a text")
+    content = canonical_json([[message.role, message.content] for message in messages])
+    return Prompt(
+        id=str(given) if given is not None else sha256_text(content)[:16],
+        messages=messages,
+        category=category.strip(),
+        expect=expect,
+    )
+
+
+def _parse_messages(row: dict[str, Any], *, where: str) -> tuple[Message, ...]:
+    if ("prompt" in row) == ("messages" in row):
+        raise BadInput("a line needs either `prompt` or `messages`", where=where, hint="for example " + EXAMPLE)
+    turns = row["messages"] if "messages" in row else [{"role": "user", "content": row["prompt"]}]
+    if not isinstance(turns, list) or not turns:
+        raise BadInput("`messages` is not a list of turns", where=where, hint='[{"role": "user", "content": "..."}]')
+    messages = []
+    for turn in turns:
+        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
+        if role not in ROLES or not isinstance(content, str):
+            raise BadInput(
+                "a turn needs a `role` (system, user, assistant) and a text `content`",
+                where=where,
+                hint='for example {"role": "user", "content": "Hello"}',
+            )
+        messages.append(Message(role=role, content=content))
+    if messages[-1].role != "user" or not messages[-1].content.strip():
+        raise BadInput("the last turn is not a user turn with text", where=where, hint="end the prompt with what the user asks")
+    if sum(len(message.content) for message in messages) > MAX_PROMPT_CHARACTERS:
+        raise BadInput(f"the prompt is longer than {MAX_PROMPT_CHARACTERS} characters", where=where, hint="shorten or split the prompt")
+    return tuple(messages)
+
+
+def needed_kinds(sets: tuple[PromptSet, ...], kinds: tuple[Expect, ...], *, by: str) -> None:
+    """Check that `sets` hold at least one prompt of every kind in `kinds`.
+
+    Raises:
+        BadInput: A kind is absent; the message says which and which check (`by`) needs it.
+    """
+    held = Counter(prompt.expect for prompts in sets for prompt in prompts.prompts)
+    missing = [kind for kind in kinds if not held[kind]]
+    if missing:
+        raise BadInput(
+            f'no prompt with "expect": "{missing[0]}", which {by} needs (found: {dict(sorted(held.items()))})',
+            where=", ".join(prompts.name for prompts in sets),
+            hint='add harmful prompts with "expect": "refuse" and harmless ones with "expect": "comply"; --prompts may repeat',
+        )
+
+
+def unite(sets: tuple[PromptSet, ...]) -> tuple[Prompt, ...]:
+    """All prompts of several sets, the same conversation kept once, in order.
+
+    Raises:
+        BadInput: Two files use one id for different conversations, or expect different things of the same one.
+    """
+    by_id: dict[str, tuple[Prompt, str]] = {}
+    by_content: dict[tuple[Message, ...], tuple[Prompt, str]] = {}
+    for prompts in sets:
+        for prompt in prompts.prompts:
+            same = by_content.get(prompt.messages)
+            if same is not None and same[0].expect != prompt.expect:
+                raise BadInput(
+                    f"prompts {same[0].id!r} and {prompt.id!r} are the same text but expect {same[0].expect} and {prompt.expect}",
+                    where=f"{same[1]}, {prompts.name}",
+                    hint="decide which is right and remove the other",
+                )
+            if same is not None:
+                continue
+            if prompt.id in by_id:
+                raise BadInput(
+                    f"prompt id {prompt.id!r} stands for two different prompts",
+                    where=f"{by_id[prompt.id][1]}, {prompts.name}",
+                    hint="make ids unique across the files given with --prompts",
+                )
+            by_id[prompt.id] = by_content[prompt.messages] = (prompt, prompts.name)
+    return tuple(prompt for prompt, _ in by_id.values())
