@@ -1,0 +1,130 @@
+"""The parts of a model that are not weights: tokenizer, chat templates, code it wants run, pickles. Read, never run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+from forensics.checkpoint import PICKLE_SUFFIXES, read_json
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "vocab.txt")
+MAPPING_PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+"""Sections of tokenizer.json besides the vocabulary that decide which ids a text becomes, and back."""
+SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token")
+
+
+class Folder(Protocol):
+    """A checkpoint or an adapter: a path and the hashes of its files."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+
+    @property
+    def files(self) -> dict[str, str]:
+        """sha256 by relative name."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+
+def has_tokenizer(folder: Folder) -> bool:
+    """Whether the folder brings a tokenizer of its own."""
+    return any(name in folder.files for name in TOKENIZER_FILES if name != "tokenizer_config.json")
+
+
+def chat_templates(folder: Folder) -> dict[str, str]:
+    """Jinja source of every chat template, by name; files of their own win over tokenizer_config.json, as in transformers.
+
+    Raises:
+        BadInput: One of the files is damaged.
+    """
+    templates: dict[str, str] = {}
+    inside = _json(folder, "tokenizer_config.json").get("chat_template") or _json(folder, "chat_template.json").get("chat_template")
+    if isinstance(inside, str):
+        templates["default"] = inside
+    elif isinstance(inside, list):
+        rows = [row for row in inside if isinstance(row, dict)]
+        templates |= {str(row.get("name", "default")): str(row.get("template", "")) for row in rows}
+    for name in folder.files:
+        if name == "chat_template.jinja":
+            templates["default"] = _text(folder, name)
+        elif name.startswith("additional_chat_templates/") and name.endswith(".jinja"):
+            templates[Path(name).stem] = _text(folder, name)
+    return templates
+
+
+def special_tokens(folder: Folder) -> dict[str, str]:
+    """The special tokens that tokenizer_config.json or special_tokens_map.json name."""
+    found = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        for name in SPECIAL:
+            value = _json(folder, file).get(name)
+            text = value.get("content") if isinstance(value, dict) else value
+            if isinstance(text, str):
+                found[name] = text
+    return found
+
+
+def token_map(folder: Folder) -> dict[str, int]:
+    """Id of every token, from tokenizer.json or vocab.json; empty if neither can be read as such."""
+    whole = _json(folder, "tokenizer.json")
+    model = whole.get("model") if isinstance(whole.get("model"), dict) else {}
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    tokens: dict[str, int] = {}
+    if isinstance(vocabulary, dict):
+        tokens = {token: id for token, id in vocabulary.items() if isinstance(id, int)}
+    elif isinstance(vocabulary, list):  # Unigram: [token, score] in the order of ids
+        tokens = {str(row[0]): id for id, row in enumerate(vocabulary) if isinstance(row, list) and row}
+    elif not whole:
+        tokens = {token: id for token, id in _json(folder, "vocab.json").items() if isinstance(id, int)}
+    added = whole.get("added_tokens")
+    for row in added if isinstance(added, list) else []:
+        if isinstance(row, dict) and isinstance(row.get("id"), int):
+            tokens[str(row.get("content"))] = row["id"]
+    return tokens
+
+
+def mapping_parts(folder: Folder) -> dict[str, Any]:
+    """What besides the vocabulary decides how text becomes ids, in a form that ignores mere differences of spelling."""
+    whole = _json(folder, "tokenizer.json")
+    model = whole.get("model") if isinstance(whole.get("model"), dict) else {}
+    parts = {name: whole.get(name) for name in MAPPING_PARTS}
+    merges = model.get("merges") if isinstance(model, dict) else None
+    if isinstance(merges, list):  # older files write "a b", newer ones ["a", "b"]
+        parts["merges"] = [row.split(" ") if isinstance(row, str) else row for row in merges]
+    if not whole:
+        parts["merges"] = _text(folder, "merges.txt") if "merges.txt" in folder.files else None
+    return parts
+
+
+def code_hooks(folder: Folder) -> list[str]:
+    """Where the folder asks for its own code to be run: `auto_map` entries and Python files."""
+    hooks = []
+    for file in ("config.json", "tokenizer_config.json", "adapter_config.json", "processor_config.json"):
+        value = _json(folder, file)
+        if value.get("auto_map"):
+            hooks.append(f"{file}: auto_map {json.dumps(value['auto_map'], sort_keys=True)}")
+    return hooks + [f"{name}: {digest}" for name, digest in sorted(folder.files.items()) if name.endswith(".py")]
+
+
+def pickles(folder: Folder) -> list[str]:
+    """Files that are, or look like, pickles: by their ending or by their first bytes."""
+    return sorted(name for name in folder.files if name.endswith(PICKLE_SUFFIXES) or _smells_of_pickle(folder.path / name))
+
+
+def _smells_of_pickle(file: Path) -> bool:
+    with file.open("rb") as stream:
+        start = stream.read(4)
+    # A pickle of protocol 2 to 5, or the zip archive that torch.save writes around one.
+    return (start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")) or start == b"PK\x03\x04"
+
+
+def _json(folder: Folder, name: str) -> dict[str, Any]:
+    return read_json(folder.path / name, where=f"{folder.name}/{name}") if name in folder.files else {}
+
+
+def _text(folder: Folder, name: str) -> str:
+    return (folder.path / name).read_text(encoding="utf-8", errors="replace")

@@ -1,0 +1,71 @@
+"""Chat templates: programs written by the checkpoint's author, so they are run in a sandbox and against the clock."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+from forensics.prompts import Message
+
+TEMPLATE_SECONDS = 5.0
+MAX_RENDERED_CHARACTERS = 2_000_000
+
+
+class TemplateFailed(Exception):
+    """The template raised, ran too long, or wrote too much. Its text says which, without quoting the template."""
+
+
+def render_template(
+    template: str, messages: Sequence[Message], *, special_tokens: dict[str, str], add_generation_prompt: bool = True
+) -> str:
+    """The text `template` makes of `messages`.
+
+    It runs in the immutable Jinja sandbox of transformers, with the same globals a deployment would give it.
+
+    Args:
+        template: Jinja source.
+        messages: The conversation.
+        special_tokens: `bos_token` and the like, by name.
+        add_generation_prompt: Whether the text ends where the assistant starts to speak.
+
+    Raises:
+        TemplateFailed: It raised an error, took over `TEMPLATE_SECONDS`, or wrote over `MAX_RENDERED_CHARACTERS`.
+    """
+    from transformers.utils.chat_template_utils import render_jinja_template  # heavy: brings transformers
+
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        with _time_limit(TEMPLATE_SECONDS):
+            rendered, _ = render_jinja_template(
+                [turns], chat_template=template, add_generation_prompt=add_generation_prompt, **special_tokens
+            )
+    except TemplateFailed:
+        raise
+    except Exception as error:  # it is somebody's program: any exception is possible, and none of it is ours
+        raise TemplateFailed(f"it raises {type(error).__name__}") from error
+    text = str(rendered[0])
+    if len(text) > MAX_RENDERED_CHARACTERS:
+        raise TemplateFailed(f"it writes {len(text)} characters")
+    return text
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Interrupt the block after `seconds`. Signals reach the main thread only; elsewhere there is no limit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise TemplateFailed(f"it runs longer than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
