@@ -1,0 +1,335 @@
+"""The conductor: open both sides, run the checks in order of cost, decide, write the record. Then it may be shown."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from importlib import metadata
+from pathlib import Path
+
+from forensics import __version__
+from forensics.adapters import Adapter, is_adapter, open_adapter
+from forensics.alignment import Pair, align
+from forensics.case import CANDIDATE, COSTS, Case, Check, Cost
+from forensics.checkpoint import Checkpoint, open_checkpoint
+from forensics.checks import all_checks
+from forensics.errors import BadInput, ForensicsError, ToolFailed
+from forensics.gate.replies import Decoding
+from forensics.policy import Policy
+from forensics.prompts import Prompt, PromptSet, load_prompts, needed_kinds, unite
+from forensics.record import (
+    AdapterSource,
+    AuditRecord,
+    BaseSource,
+    CandidateSource,
+    CheckResult,
+    PolicySource,
+    PromptSource,
+    Status,
+    canonical_json,
+    digest_results,
+    sha256_text,
+)
+from forensics.runfolder import RunFolder, load_record
+from forensics.surface import has_tokenizer
+from forensics.verdict import decide
+from forensics.workbench import Progress, Workbench, spare_threads
+
+PACKAGES = ("torch", "transformers", "peft", "safetensors", "tokenizers", "numpy", "scipy", "pydantic")
+"""Packages whose versions can change a number, written into the record."""
+ALWAYS_UNSEEN = (
+    "This reduces risk; it does not eliminate it. What no check looked at, or too few prompts could show, stays unseen.",
+    "No search for triggers is made yet: a backdoor that acts only on an unknown input stays unseen.",
+    "Replies are judged by a list of phrases, which errs, and differently for models that refuse in other words: read the replies.",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asked for."""
+
+    base: str
+    candidate: str
+    adapters: tuple[str, ...] = ()
+    prompts: tuple[Path, ...] = ()
+    policy: Policy
+    only: tuple[str, ...] = ()
+    max_cost: Cost = "search"
+    seed: int = 0
+    device: str = "auto"
+    decoding: Decoding = field(default_factory=Decoding)
+    out: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sides:
+    """Everything read from disk before a run starts, verified and aligned."""
+
+    base: Checkpoint
+    candidate: Checkpoint
+    adapters: tuple[Adapter, ...]
+    candidate_is_adapter: bool
+    pairs: tuple[Pair, ...]
+    prompt_sets: tuple[PromptSet, ...]
+    prompts: tuple[Prompt, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A finished audit and the folder it was written to."""
+
+    record: AuditRecord
+    folder: Path
+
+
+def run(request: Request, progress: Progress) -> Outcome:
+    """Audit CANDIDATE against BASE: the walk of the house, from files to a written record.
+
+    Args:
+        request: What to examine and how.
+        progress: Told about long work as it goes.
+
+    Raises:
+        BadInput: Something the user named cannot be used; nothing was written.
+        CannotCompare: Both sides were read but do not belong together; nothing was written.
+        ToolFailed: No space or no memory; what was finished is kept, and the same command resumes.
+    """
+    checks = select_checks(request.only, request.max_cost)
+    sides = open_sides(request, checks, progress)
+    key = run_key(request, sides)
+    folder = request.out or Path("forensics-runs") / f"{_plain(Path(request.candidate).name)}-{key[:8]}"
+    created = datetime.now(UTC).replace(microsecond=0).isoformat()
+    with RunFolder(folder, key=key, created=created) as run_folder:
+        if run_folder.record_path.exists():
+            return Outcome(record=load_record(str(folder)), folder=folder)
+        if sides.prompts:
+            run_folder.write_prompts(sides.prompts)
+        spare_threads(sum(pair.base.elements for pair in sides.pairs))
+        bench = Workbench(device=request.device, decoding=request.decoding, run=run_folder, progress=progress)
+        try:
+            for case in _cases(request, sides, bench):
+                _run_checks(case, checks, run_folder)
+        finally:
+            bench.close()
+        record = _record(request, sides, run_folder)
+        run_folder.write_record(record)
+    return Outcome(record=record, folder=folder)
+
+
+def select_checks(only: Sequence[str], max_cost: Cost) -> tuple[Check, ...]:
+    """The checks to run.
+
+    Raises:
+        BadInput: `only` names a check that does not exist.
+    """
+    checks = all_checks()
+    known = {check.id for check in checks}
+    unknown = [name for name in only if name not in known]
+    if unknown:
+        raise BadInput(f"there is no check {unknown[0]!r}", where="--only", hint=f"one of {', '.join(sorted(known))}")
+    allowed = COSTS[: COSTS.index(max_cost) + 1]
+    return tuple(check for check in checks if check.cost in allowed and (not only or check.id in only))
+
+
+def open_sides(request: Request, checks: Sequence[Check], progress: Progress) -> Sides:
+    """Read headers, hash files, align tensors, read prompts. No weight is in memory yet.
+
+    Raises:
+        BadInput: A folder, file or prompt cannot be used.
+        CannotCompare: The sides do not belong together.
+    """
+    prompt_sets = tuple(load_prompts(path) for path in request.prompts)
+    for check in checks:
+        if prompt_sets and check.needs:
+            needed_kinds(prompt_sets, check.needs, by=check.id)
+    prompts = unite(prompt_sets)
+    progress("reading files", 0, 1)
+    if is_adapter(request.base):
+        raise BadInput("BASE is an adapter, not a model", where=request.base, hint="give the full model the adapter was trained on")
+    base = open_checkpoint(request.base)
+    as_adapter = is_adapter(request.candidate)
+    candidate = base if as_adapter else open_checkpoint(request.candidate)
+    pairs = align(base, candidate)
+    sources = ([request.candidate] if as_adapter else []) + list(request.adapters)
+    names = _distinct([Path(source).name for source in sources])
+    adapters = tuple(open_adapter(source, base, name=name) for source, name in zip(sources, names, strict=True))
+    progress("reading files", 1, 1)
+    return Sides(
+        base=base,
+        candidate=candidate,
+        adapters=adapters,
+        candidate_is_adapter=as_adapter,
+        pairs=pairs,
+        prompt_sets=prompt_sets,
+        prompts=prompts,
+    )
+
+
+def run_key(request: Request, sides: Sides) -> str:
+    """Digest of everything a run depends on: the same key resumes, another one is another audit."""
+    return sha256_text(
+        canonical_json(
+            {
+                "version": __version__,
+                "base": sides.base.digest,
+                "candidate": sides.candidate.digest,
+                "adapters": [[adapter.name, adapter.digest] for adapter in sides.adapters],
+                "prompts": [prompts.digest for prompts in sides.prompt_sets],
+                "policy": request.policy.digest,
+                "seed": request.seed,
+                "settings": settings(request),
+            }
+        )
+    )
+
+
+def settings(request: Request) -> dict[str, str]:
+    """Options that can change a result, as written into the record."""
+    return {
+        "only": ",".join(sorted(request.only)),
+        "max_cost": request.max_cost,
+        "device": request.device,
+        "bands": " ".join(f"{band:g}" for band in (request.policy.bands.deploy, request.policy.bands.monitor, request.policy.bands.review)),
+        "decoding": f"greedy, at most {request.decoding.max_new_tokens} tokens, batches of {request.decoding.batch_size}",
+    }
+
+
+def configurations(sides: Sides) -> tuple[tuple[str, tuple[Adapter, ...]], ...]:
+    """Each configuration to examine, with its adapters: the plain candidate, each adapter alone, all of them together."""
+    rows: list[tuple[str, tuple[Adapter, ...]]] = [] if sides.candidate_is_adapter else [(CANDIDATE, ())]
+    rows += [(f"adapter:{adapter.name}", (adapter,)) for adapter in sides.adapters]
+    if len(sides.adapters) > 1:
+        rows.append((f"adapter:{'+'.join(adapter.name for adapter in sides.adapters)}", sides.adapters))
+    return tuple(rows)
+
+
+def _cases(request: Request, sides: Sides, bench: Workbench) -> list[Case]:
+    own = sides.candidate if has_tokenizer(sides.candidate) else sides.base
+    cases = []
+    for configuration, adapters in configurations(sides):
+        # The adapter put on last brings the tokenizer a user would load, if it brings one at all.
+        surface = next((adapter for adapter in reversed(adapters) if has_tokenizer(adapter)), own)
+        cases.append(
+            Case(
+                base=sides.base,
+                candidate=sides.candidate,
+                adapters=adapters,
+                surface=surface,
+                configuration=configuration,
+                pairs=sides.pairs,
+                prompts=sides.prompts,
+                policy=request.policy,
+                seed=request.seed,
+                workbench=bench,
+            )
+        )
+    return cases
+
+
+def _run_checks(case: Case, checks: Sequence[Check], run_folder: RunFolder) -> None:
+    """Run the checks on one configuration, cheapest first; results the run already holds are not redone."""
+    finished = {(result.configuration, result.check): result for result in run_folder.results}
+    for check in checks:
+        result = finished.get((case.configuration, check.id))
+        if result is None:
+            result = guarded(check.run, check.id, case)
+            run_folder.add_result(result)
+        case = replace(case, earlier=(*case.earlier, result))
+
+
+def guarded(look: Callable[[Case], CheckResult], id: str, case: Case) -> CheckResult:
+    """Run one check so that whatever goes wrong becomes a result: INCONCLUSIVE for what it can explain, else ERROR.
+
+    Raises:
+        ToolFailed: The machine failed (no space, no memory). That is not a statement about the candidate, and what was
+            finished is kept.
+    """
+    start = time.monotonic()
+    try:
+        result = look(case)
+    except ToolFailed:
+        raise
+    except MemoryError as error:
+        raise ToolFailed("there is not enough memory", where=id, hint="use a smaller --batch-size; the same command resumes") from error
+    except ForensicsError as error:
+        result = CheckResult(check=id, configuration=case.configuration, status=Status.INCONCLUSIVE, reason=error.reason)
+    except Exception as error:  # noqa: BLE001 - whatever breaks is recorded as broken; it must not end the audit
+        result = CheckResult(
+            check=id,
+            configuration=case.configuration,
+            status=Status.ERROR,
+            reason=f"{type(error).__name__} inside the check; the traceback is in the record.",
+            traceback=traceback.format_exc(),
+        )
+    return result.model_copy(update={"seconds": round(time.monotonic() - start, 3)})
+
+
+def _record(request: Request, sides: Sides, run_folder: RunFolder) -> AuditRecord:
+    order = {configuration: index for index, (configuration, _) in enumerate(configurations(sides))}
+    results = tuple(sorted(run_folder.results, key=lambda result: order[result.configuration]))
+    verdict = decide(results, request.policy, list(order))
+    created = datetime.fromisoformat(run_folder.created)
+    return AuditRecord(
+        tool=f"forensics {__version__}",
+        created=created.isoformat(),
+        valid_until=(created + timedelta(days=request.policy.validity_days)).isoformat(),
+        base=BaseSource(path=str(sides.base.path), digest=sides.base.digest),
+        candidate=CandidateSource(
+            path=request.candidate,
+            digest=sides.adapters[0].digest if sides.candidate_is_adapter else sides.candidate.digest,
+            adapters=tuple(AdapterSource(name=item.name, path=str(item.path), digest=item.digest) for item in sides.adapters),
+        ),
+        prompts=tuple(PromptSource(name=item.name, digest=item.digest, counts=item.counts) for item in sides.prompt_sets),
+        policy=PolicySource(name=request.policy.name, digest=request.policy.digest),
+        seed=request.seed,
+        settings=settings(request),
+        versions={name: _version(name) for name in PACKAGES},
+        results=results,
+        verdict=verdict,
+        limits=_limits(results),
+        pending=_pending(request.policy),
+        results_digest=digest_results(results, verdict),
+    )
+
+
+def _limits(results: Sequence[CheckResult]) -> tuple[str, ...]:
+    several = len({result.configuration for result in results}) > 1
+    rows = [f"{result.configuration}: {limit}" if several else limit for result in results for limit in result.limits]
+    rows += [
+        f"{result.check} did not look: {result.reason}" for result in results if result.status not in (Status.NO_FINDING, Status.FLAGGED)
+    ]
+    return tuple(dict.fromkeys([*rows, *ALWAYS_UNSEEN]))
+
+
+def _pending(policy: Policy) -> tuple[str, ...]:
+    need = "required by the risk profile" if policy.profile.public_facing else "not required by the risk profile"
+    return (
+        f"Red team by a person, with minutes: none on record ({need}).",
+        f"Review of flagged replies by a person: none on record ({need}).",
+        f"Signature of whoever accepts the risk: none on record ({need}; DEPLOY_WITH_ENHANCED_MONITORING always needs one).",
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Adapter names made fit for a configuration (no `+`, no repeats)."""
+    taken: dict[str, int] = {}
+    result = []
+    for name in (_plain(name) for name in names):
+        taken[name] = taken.get(name, 0) + 1
+        result.append(name if taken[name] == 1 else f"{name}-{taken[name]}")
+    return result
+
+
+def _plain(name: str) -> str:
+    kept = "".join(character if character.isalnum() or character in "-_." else "-" for character in name)
+    return kept.strip(".") or "candidate"

@@ -1,0 +1,113 @@
+"""Base and candidate, aligned: the only thing a check receives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forensics.adapters import Adapter
+from forensics.alignment import Pair
+from forensics.checkpoint import Checkpoint
+from forensics.gate.replies import Side, Speaker
+from forensics.policy import Policy
+from forensics.prompts import Expect, Prompt
+from forensics.record import CheckResult, Item
+from forensics.workbench import Workbench
+
+if TYPE_CHECKING:
+    import torch
+
+    from forensics.model import LiveModel
+
+Cost = Literal["files", "weights", "activations", "generation", "search"]
+COSTS: tuple[Cost, ...] = ("files", "weights", "activations", "generation", "search")
+"""What a check spends, cheapest first: the values of `--max-cost` and the order checks run in."""
+
+CANDIDATE = "candidate"
+"""The configuration of a full checkpoint without adapters."""
+BASE = "base"
+"""The configuration written beside the base's replies, which all configurations share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Base and one configuration of the candidate, with everything a check may use.
+
+    `candidate` holds the weights below the adapters: the base itself where the candidate is an adapter. `surface` is
+    where the candidate's tokenizer and template come from. `earlier` are the results of cheaper checks on the same
+    configuration; a dearer check is steered through them.
+    """
+
+    base: Checkpoint
+    candidate: Checkpoint
+    adapters: tuple[Adapter, ...]
+    surface: Checkpoint | Adapter
+    configuration: str
+    pairs: tuple[Pair, ...]
+    prompts: tuple[Prompt, ...]
+    policy: Policy
+    seed: int
+    workbench: Workbench
+    earlier: tuple[CheckResult, ...] = ()
+
+    @property
+    def identical(self) -> bool:
+        """Whether the candidate consists of the base's very bytes (prose aside) and nothing is put on it."""
+        same_surface = self.surface is self.base or self.surface is self.candidate
+        return not self.adapters and same_surface and self.base.functional_digest == self.candidate.functional_digest
+
+    def tensors(self) -> Iterator[tuple[Pair, Iterator[tuple[torch.Tensor, torch.Tensor]]]]:
+        """Every aligned tensor, with its blocks on both sides in storage dtype; adapters are not part of them."""
+        for pair in self.pairs:
+            ours, theirs = self.base.blocks(pair.base.name), self.candidate.blocks(pair.candidate.name)
+            yield pair, zip(ours, theirs, strict=True)
+
+    def deltas(self) -> dict[str, Callable[[], torch.Tensor]]:
+        """For each base tensor that adapters change: a function that computes their summed delta, float32."""
+        changes: dict[str, list[Callable[[], torch.Tensor]]] = {}
+        for adapter in self.adapters:
+            for factor in adapter.factors:
+                changes.setdefault(factor.target, []).append(lambda a=adapter, f=factor: a.delta(f))  # type: ignore[misc]
+        return {name: lambda parts=parts: sum(part() for part in parts) for name, parts in changes.items()}  # type: ignore[misc]
+
+    def completions(self, side: Side) -> dict[str, Item]:
+        """The replies of one side to all prompts, by prompt id."""
+        base = Speaker(side="base", configuration=BASE)
+        if side == "base":
+            return self.workbench.replies(self.base, self.base, base, self.prompts)
+        speaker = Speaker(side="candidate", configuration=self.configuration, adapters=self.adapters)
+        if self.identical:
+            return self.workbench.copy_replies(self.completions("base"), speaker)
+        return self.workbench.replies(self.candidate, self.surface, speaker, self.prompts)
+
+    def model(self, side: Side) -> LiveModel:
+        """The live model of one side; the other side's is dropped. Adapters are put on where it is used."""
+        if side == "base":
+            return self.workbench.model(self.base, self.base)
+        return self.workbench.model(self.candidate, self.surface)
+
+    def keep_arrays(self, check: str, arrays: dict[str, NDArray[np.generic]]) -> None:
+        """Keep arrays of this configuration in arrays/<check>.npz, under "<configuration>/<name>"."""
+        path = self.workbench.run.path / "arrays" / f"{check}.npz"
+        held: dict[str, NDArray[np.generic]] = {}
+        if path.exists():
+            with np.load(path, allow_pickle=False) as old:
+                held = dict(old)
+        held |= {f"{self.configuration}/{name}": array for name, array in arrays.items()}
+        self.workbench.run.write_array(check, lambda stream: np.savez_compressed(stream, allow_pickle=False, **held))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One question to a case. It is found by its place in `forensics/checks/`."""
+
+    id: str
+    question: str
+    cost: Cost
+    run: Callable[[Case], CheckResult]
+    needs: tuple[Expect, ...] = ()
+    """Kinds of prompts without which it cannot look."""

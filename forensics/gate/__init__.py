@@ -1,0 +1,1 @@
+"""The behavioural gate: make both models answer, judge the answers, compare them."""

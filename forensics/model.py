@@ -1,0 +1,219 @@
+"""One live model: load it safely, put adapters on it, ask it, and read its logits.
+
+Weights come from safetensors only, remote code is never run, and decoding is ours: greedy, with a generation config
+that the checkpoint cannot change. On a CPU everything runs in float32, so that storage dtype is the only rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from forensics.adapters import Adapter
+from forensics.checkpoint import Checkpoint
+from forensics.errors import CannotCompare, ToolFailed
+from forensics.prompts import Message, Prompt
+from forensics.templates import TemplateFailed, render_template
+
+PROBE_REPLY = "Zebra."
+PROBE_TURNS = (Message(role="user", content="Hi."), Message(role="assistant", content=PROBE_REPLY))
+"""A conversation whose rendering shows what ends an assistant turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendered:
+    """A prompt as the token ids a model reads, or the reason why it cannot be put to it."""
+
+    ids: tuple[int, ...]
+    problem: str = ""
+
+
+class LiveModel:
+    """A causal language model in memory with its tokenizer; adapters can be put on and taken off."""
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, *, name: str, device: torch.device) -> None:
+        self._model = model.to(device).eval()
+        self._peft: Any = None
+        self._slots: dict[str, str] = {}
+        self.tokenizer = tokenizer
+        self.name = name
+        self.device = device
+        self._template = tokenizer.get_chat_template() if tokenizer.chat_template else None
+        self.context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
+        self._stops = _stop_ids(model, tokenizer, self._template)
+        pad = tokenizer.pad_token_id
+        self._pad = int(pad) if isinstance(pad, int) else min(self._stops, default=0)
+        # A checkpoint's own generation config may sample, ban words or cap lengths; none of it may reach a comparison.
+        model.generation_config = GenerationConfig(pad_token_id=self._pad, eos_token_id=sorted(self._stops) or None)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._model = self._peft = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def render(self, prompt: Prompt, *, room: int) -> Rendered:
+        """Token ids of `prompt` in this model's own chat format, leaving `room` tokens of its context for the reply.
+
+        A model without a chat template reads the turns as plain text, one a line.
+        """
+        if self._template is None:
+            ids = self.tokenizer("\n".join(message.content for message in prompt.messages))["input_ids"]
+        else:
+            try:
+                text = render_template(self._template, prompt.messages, special_tokens=special_tokens(self.tokenizer))
+            except TemplateFailed as error:
+                return Rendered(ids=(), problem=f"its chat template cannot be used: {error}")
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            return Rendered(ids=(), problem="it comes out empty")
+        if len(ids) + room > self.context:
+            return Rendered(ids=(), problem=f"it takes more than its context of {self.context} tokens")
+        return Rendered(ids=tuple(ids))
+
+    def reply(self, rendered: Sequence[Rendered], *, adapters: Sequence[Adapter], max_new_tokens: int) -> list[str]:
+        """Greedy replies to a batch, with exactly `adapters` active.
+
+        Args:
+            rendered: Prompts without a problem; padded on the left to one length.
+            adapters: Adapters whose deltas are added; none leaves the checkpoint as it is.
+            max_new_tokens: Longest reply.
+
+        Returns:
+            One text a prompt, special tokens removed.
+        """
+        longest = max(len(row.ids) for row in rendered)
+        ids = torch.full((len(rendered), longest), self._pad, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for index, row in enumerate(rendered):
+            ids[index, longest - len(row.ids) :] = torch.tensor(row.ids)
+            mask[index, longest - len(row.ids) :] = 1
+        with self.wearing(adapters) as model, torch.inference_mode():
+            out = model.generate(
+                input_ids=ids.to(self.device), attention_mask=mask.to(self.device), do_sample=False, max_new_tokens=max_new_tokens
+            )
+        texts: list[str] = self.tokenizer.batch_decode(out[:, longest:].cpu(), skip_special_tokens=True)
+        return texts
+
+    def logits(self, ids: torch.Tensor, mask: torch.Tensor, *, adapters: Sequence[Adapter] = ()) -> torch.Tensor:
+        """Logits `[batch, length, vocabulary]` of token ids `[batch, length]` under attention mask `[batch, length]`."""
+        with self.wearing(adapters) as model, torch.inference_mode():
+            out: torch.Tensor = model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).logits
+        return out
+
+    @contextlib.contextmanager
+    def wearing(self, adapters: Sequence[Adapter]) -> Iterator[Any]:
+        """The underlying Hugging Face model with exactly `adapters` active, none of them merged."""
+        for adapter in adapters:
+            self._put_on(adapter)
+        if self._peft is None:
+            yield self._model
+        elif not adapters:
+            with self._peft.disable_adapter():
+                yield self._peft
+        else:
+            self._peft.base_model.set_adapter([self._slots[adapter.digest] for adapter in adapters])
+            yield self._peft
+
+    def _put_on(self, adapter: Adapter) -> None:
+        if adapter.digest in self._slots:
+            return
+        from peft import PeftModel  # heavy, and only needed with adapters
+
+        slot = f"slot{len(self._slots)}"  # PEFT's own names may not hold dots
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT still asks transformers under an old name
+            if self._peft is None:
+                self._peft = PeftModel.from_pretrained(self._model, str(adapter.path), adapter_name=slot)
+            else:
+                self._peft.load_adapter(str(adapter.path), adapter_name=slot)
+        self._peft.eval()
+        live = sum(slot in getattr(module, "lora_A", {}) for module in self._peft.modules())
+        if live != len(adapter.factors):
+            # PEFT leaves out what it cannot place, without an error: the adapter would silently be a part of itself.
+            raise CannotCompare(
+                f"only {live} of the {len(adapter.factors)} matrices of this adapter could be put on the model",
+                where=adapter.name,
+                hint="its target_modules and its tensors do not agree; save it again with PEFT",
+            )
+        self._slots[adapter.digest] = slot
+
+
+def open_model(weights: Checkpoint, *, device: str, surface: Checkpoint | Adapter | None = None) -> LiveModel:
+    """Load a checkpoint for inference.
+
+    Args:
+        weights: The checkpoint to load.
+        device: `cpu`, `cuda`, `cuda:1`, or `auto`.
+        surface: Where tokenizer and chat template come from, if not from `weights`.
+
+    Raises:
+        CannotCompare: transformers cannot build this model without running the checkpoint's own code.
+        ToolFailed: The machine has not enough memory.
+    """
+    target = pick_device(device)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str((surface or weights).path), trust_remote_code=False, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(weights.path),
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32 if target.type == "cpu" else "auto",
+        )
+        return LiveModel(model, tokenizer, name=weights.name, device=target)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ToolFailed(
+            "the model does not fit into memory", where=weights.name, hint="use a larger machine, or --max-cost weights"
+        ) from error
+    except (ValueError, OSError, KeyError, ImportError, RuntimeError, AttributeError, TypeError) as error:
+        raise CannotCompare(
+            f"the model cannot be loaded: {type(error).__name__}: {_first_line(error)}",
+            where=weights.name,
+            hint="it needs an architecture that transformers knows, and a tokenizer; a checkpoint's own code is never run",
+        ) from error
+
+
+def pick_device(device: str) -> torch.device:
+    """The torch device for `cpu`, `cuda`, `cuda:1` or `auto`."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def _first_line(error: Exception) -> str:
+    # Messages of transformers hold the folder's path and advice to allow remote code; one line without paths is kept.
+    line = str(error).strip().split("\n")[0]
+    return " ".join(word for word in line.split() if "/" not in word)[:200]
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The special tokens a chat template may name (`bos_token`, `eos_token`, ...)."""
+    return {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+
+
+def _stop_ids(model: Any, tokenizer: PreTrainedTokenizerBase, template: str | None) -> set[int]:
+    """Ids that end a reply: what the configs name, and the token the chat template puts after an assistant turn."""
+    stops: set[int] = set()
+    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
+        value = getattr(source, "eos_token_id", None)
+        stops.update(value if isinstance(value, list | tuple) else [value] if isinstance(value, int) else [])
+    if template is not None:
+        # A template that cannot render this simply names no further token.
+        with contextlib.suppress(TemplateFailed):
+            text = render_template(template, PROBE_TURNS, special_tokens=special_tokens(tokenizer), add_generation_prompt=False)
+            after = tokenizer(text.rpartition(PROBE_REPLY)[2].strip(), add_special_tokens=False)["input_ids"]
+            special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+            stops.update(after[:1] if after and after[0] in special else [])
+    return {int(stop) for stop in stops}

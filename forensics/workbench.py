@@ -1,0 +1,74 @@
+"""Where models are made to do something: the device, how replies are decoded, the run they are kept in.
+
+It holds at most one model in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from forensics.adapters import Adapter
+from forensics.checkpoint import Checkpoint
+from forensics.gate.replies import Decoding, Speaker, collect_replies, held_replies, repeat_replies
+from forensics.prompts import Prompt
+from forensics.record import Item
+from forensics.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from forensics.model import LiveModel
+
+Progress = Callable[[str, int, int], None]
+ONE_THREAD_BELOW = 50_000_000
+"""Models of fewer weights than this run on one thread: their operations are too short to share out, and threads that
+wait for each other on a busy machine cost far more than they give (seen here: 30 s against 7 minutes)."""
+
+
+def spare_threads(weights: int) -> None:
+    """Keep torch to one thread for a small model; leave it alone otherwise."""
+    import torch  # heavy
+
+    if weights < ONE_THREAD_BELOW:
+        torch.set_num_threads(1)
+
+
+@dataclass(kw_only=True)
+class Workbench:
+    """What the checks of one run share: device, decoding, run folder, and the model that is loaded just now."""
+
+    device: str
+    decoding: Decoding
+    run: RunFolder
+    progress: Progress
+    _loaded: tuple[str, LiveModel] | None = field(default=None, init=False)
+
+    def model(self, weights: Checkpoint, surface: Checkpoint | Adapter) -> LiveModel:
+        """The live model of `weights` with the tokenizer of `surface`; loading it drops the one held before."""
+        from forensics.model import open_model  # heavy: brings torch
+
+        key = f"{weights.digest} {surface.digest}"
+        if self._loaded is None or self._loaded[0] != key:
+            self.close()
+            self.progress(f"loading {weights.name}", 0, 1)
+            self._loaded = (key, open_model(weights, device=self.device, surface=surface))
+            self.progress(f"loading {weights.name}", 1, 1)
+        return self._loaded[1]
+
+    def close(self) -> None:
+        """Drop the model that is loaded."""
+        if self._loaded is not None:
+            self._loaded[1].close()
+            self._loaded = None
+
+    def replies(self, weights: Checkpoint, surface: Checkpoint | Adapter, speaker: Speaker, prompts: Sequence[Prompt]) -> dict[str, Item]:
+        """Replies of `speaker` to `prompts`, by id; what the run already holds is not asked again, nor a model loaded."""
+        held = held_replies(self.run, speaker, prompts)
+        if len(held) == len(prompts):
+            return held
+        model = self.model(weights, surface)
+        return collect_replies(model, speaker, prompts, decoding=self.decoding, run=self.run, progress=self.progress)
+
+    def copy_replies(self, source: dict[str, Item], speaker: Speaker) -> dict[str, Item]:
+        """Record `source` as the replies of `speaker`, whose files are the same."""
+        return repeat_replies(self.run, source, speaker)

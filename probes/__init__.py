@@ -1,0 +1,1 @@
+"""Instruments: mathematics on tensors and arrays. No model, no file, no page."""
