@@ -1,0 +1,229 @@
+"""The command line: words in, exit code out. One function a verb; no mathematics, and nothing heavy at import."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from forensics import __version__
+
+if TYPE_CHECKING:
+    from forensics.runfolder import SavedRun
+    from forensics.workbench import Progress
+
+EXIT_CODES = """
+**Exit codes**
+
+ 0   may deploy (or: done)
+
+ 1   the tool failed: a bug, no space, no memory
+
+ 2   the command or an input is wrong, and you can mend it
+
+ 3   inconclusive, or the two sides cannot be compared
+
+ 10   a person must review or sign
+
+ 20   blocked
+"""
+
+app = typer.Typer(
+    name="forensics",
+    help="White-box forensics of a fine-tuned model against the base you trust: what was done to it, is it still safe, may it be deployed?",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+class MaxCost(StrEnum):
+    """What checks may spend, cheapest first."""
+
+    files = "files"
+    weights = "weights"
+    activations = "activations"
+    generation = "generation"
+    search = "search"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"forensics {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    """Options of the command itself."""
+
+
+@app.command(epilog="**Example:**  `forensics audit ./llama-base ./llama-tuned --prompts prompts.jsonl --out case-17`\n" + EXIT_CODES)
+def audit(
+    base: Annotated[str, typer.Argument(help="Model you trust: a folder, or a hub id (org/model, org/model@revision).", metavar="BASE")],
+    candidate: Annotated[str, typer.Argument(help="Model or PEFT adapter to examine.", metavar="CANDIDATE")],
+    adapter: Annotated[
+        list[str] | None, typer.Option("--adapter", metavar="DIR", help="PEFT adapter on top of CANDIDATE; each alone and all together.")
+    ] = None,
+    prompts: Annotated[
+        list[Path] | None, typer.Option("--prompts", metavar="FILE.jsonl", help="Prompts to put to both models; may be repeated.")
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option("--policy", metavar="FILE", help="Thresholds, in TOML (default: built in; see `forensics policy`).")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", metavar="CHECK", help="Run this check only; may be repeated.")] = None,
+    max_cost: Annotated[MaxCost, typer.Option("--max-cost", help="Stop before checks dearer than this.")] = MaxCost.search,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 or auto.")] = "auto",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts put to a model side by side.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest reply, in tokens.")] = 32,
+    seed: Annotated[int, typer.Option("--seed", help="Seed for every random choice.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="RUN", help="Folder of the run (default: forensics-runs/<candidate>-<key>). A run that was killed resumes."
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the record on standard output and nothing else.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no page; only the exit code and errors.")] = False,
+) -> None:
+    """Run every check on CANDIDATE against BASE, decide, write the record, and show it."""
+    with _told(), _progress(quiet=quiet) as progress:
+        from forensics.audit import Request, run
+        from forensics.gate.replies import Decoding
+        from forensics.policy import load_policy
+
+        request = Request(
+            base=base,
+            candidate=candidate,
+            adapters=tuple(adapter or ()),
+            prompts=tuple(prompts or ()),
+            policy=load_policy(policy),
+            only=tuple(only or ()),
+            max_cost=max_cost.value,
+            seed=seed,
+            device=device,
+            decoding=Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size),
+            out=out,
+        )
+        outcome = run(request, progress)
+    with _told():
+        saved = _write_page(outcome.folder)
+        _show(saved, json=json, quiet=quiet)
+    raise typer.Exit(outcome.record.verdict.exit_code)
+
+
+@app.command(epilog="**Example:**  `forensics report case-17`")
+def report(
+    run: Annotated[str, typer.Argument(help="Folder that `forensics audit` wrote.", metavar="RUN")],
+    json: Annotated[bool, typer.Option("--json", help="Print the record on standard output and nothing else.")] = False,
+) -> None:
+    """Show a saved run again and write its page anew. Needs neither models nor torch. Exits 0 whatever the verdict was."""
+    with _told():
+        _show(_write_page(Path(run)), json=json, quiet=False)
+
+
+@app.command()
+def checks() -> None:
+    """List the checks, cheapest first, with the question each one asks."""
+    with _told():
+        from rich.table import Table
+
+        from forensics.checks import all_checks
+
+        table = Table("check", "cost", "asks", box=None, padding=(0, 2, 0, 0))
+        for check in all_checks():
+            table.add_row(check.id, check.cost, check.question)
+        Console().print(table)
+
+
+@app.command()
+def explain(check: Annotated[str, typer.Argument(help="Id of a check, as `forensics checks` lists it.", metavar="CHECK")]) -> None:
+    """Say what a check asks, reads, reports and is blind to, and where the method comes from."""
+    with _told():
+        from forensics.checks import all_checks, docstring
+        from forensics.errors import BadInput
+
+        known = {known.id: known for known in all_checks()}
+        if check not in known:
+            raise BadInput(f"there is no check {check!r}", where="CHECK", hint=f"one of {', '.join(sorted(known))}")
+        typer.echo(f"{check}\n\n{docstring(known[check]).strip()}")
+
+
+@app.command()
+def policy() -> None:
+    """Print the default policy as TOML: a starting point for one's own."""
+    with _told():
+        from forensics.policy import default_policy_text
+
+        typer.echo(default_policy_text(), nl=False)
+
+
+def _write_page(folder: Path) -> SavedRun:
+    """Write report.html of a finished run, and return the run."""
+    from forensics.runfolder import load_run
+    from reports.html import write_page
+
+    saved = load_run(str(folder))
+    write_page(saved)
+    return saved
+
+
+def _show(saved: SavedRun, *, json: bool, quiet: bool) -> None:
+    if json:
+        sys.stdout.write(saved.record.to_json())
+    elif not quiet:
+        from reports.text import show
+
+        show(saved, Console())
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn errors into one clear message and the documented exit code."""
+    from forensics.errors import ForensicsError
+    from reports.words import EXIT_WORDS, printable
+
+    try:
+        yield
+    except ForensicsError as error:
+        _leave(printable(str(error)), error.exit_code, EXIT_WORDS[error.exit_code])
+    except KeyboardInterrupt:
+        _leave("interrupted; what was finished is kept, and the same command resumes", 1, EXIT_WORDS[1])
+    except BrokenPipeError:
+        raise typer.Exit(1) from None
+
+
+def _leave(message: str, code: int, words: str) -> NoReturn:
+    sys.stderr.write(f"forensics: {message}\nexit {code} ({words})\n")
+    raise typer.Exit(code)
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[Progress]:
+    """Bars on standard error while somebody watches; silence otherwise."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda title, done, total: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, object] = {}
+
+        def tell(title: str, done: int, total: int) -> None:
+            task = tasks.setdefault(title, bars.add_task(title, total=total) if title not in tasks else None)
+            bars.update(task, completed=done, total=total)  # type: ignore[arg-type]
+
+        yield tell
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,180 @@
+"""One self-contained HTML file from a saved run: no script, nothing fetched, everything a model wrote escaped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from forensics.record import Action, CheckResult, Evidence, Item, Rule, Status
+from forensics.runfolder import SavedRun, disk_error, write_text
+from reports.figures import Drawing, drop_name, refusal_drops, weight_map
+from reports.words import ACTION_WORDS, EXIT_WORDS, STATUS_WORDS, measured, number, printable
+
+PAGE_NAME = "report.html"
+EXAMPLES = 40
+"""Changed replies shown for each configuration; all of them are in items.jsonl."""
+NEXT_STEPS: dict[Action, str] = {
+    Action.DEPLOY: "Release it as the policy allows, keep this record with it, and repeat the audit before it expires.",
+    Action.DEPLOY_WITH_ENHANCED_MONITORING: "A named person reads the losses below, accepts them in writing, and sees that monitoring is on.",
+    Action.INCONCLUSIVE: "Give the audit what it lacked (see the reasons), and run it again. Until then nothing is known to be safe.",
+    Action.HUMAN_REVIEW: "A reviewer reads the reasons and the changed replies below and decides; the decision is written down.",
+    Action.BLOCK: "Do not release it. Find out what was done in fine-tuning; the evidence below says where to look.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A prompt whose reply changed in kind, with both replies."""
+
+    prompt: str
+    category: str
+    expect: str
+    base: str
+    base_label: str
+    candidate: str
+    candidate_label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoryRow:
+    """One line of the table of losses."""
+
+    name: str
+    base: str
+    candidate: str
+    loss: str
+    bounds: str
+    n: int
+    detectable: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Everything about one configuration."""
+
+    configuration: str
+    action: Action
+    rules: tuple[Rule, ...]
+    results: tuple[CheckResult, ...]
+    losses: tuple[CategoryRow, ...]
+    drops: Drawing | None
+    weights: Drawing | None
+    examples: tuple[Example, ...]
+    changed: int
+
+
+def write_page(saved: SavedRun) -> Path:
+    """Write report.html into the run's folder.
+
+    Raises:
+        BadInput: The folder cannot be written.
+        ToolFailed: The disk is full.
+    """
+    target = saved.folder / PAGE_NAME
+    text = render(saved)
+    try:
+        write_text(target, text)
+    except OSError as error:
+        raise disk_error(error, target) from error
+    return target
+
+
+def render(saved: SavedRun) -> str:
+    """The page as text."""
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"measured": measured, "number": number, "printable": printable}
+    source = resources.files("reports").joinpath("templates/report.html.jinja").read_text(encoding="utf-8")
+    verdict = saved.record.verdict
+    rules = [rule for rule in verdict.rules if rule.action is not Action.DEPLOY] or list(verdict.rules)
+    return environment.from_string(source).render(
+        record=saved.record,
+        headline=ACTION_WORDS[verdict.action],
+        next_step=NEXT_STEPS[verdict.action],
+        reasons=rules,
+        sections=[_section(saved, configuration) for configuration in verdict.by_configuration],
+        status_words=STATUS_WORDS,
+        exit_words=EXIT_WORDS[verdict.exit_code],
+        looked=[Status.NO_FINDING, Status.FLAGGED],
+        svg=lambda drawing: Markup(drawing.svg),  # noqa: S704 - our own drawing; names in it went through matplotlib's escaping
+    )
+
+
+def _section(saved: SavedRun, configuration: str) -> Section:
+    record = saved.record
+    results = tuple(result for result in record.results if result.configuration == configuration)
+    behaviour = next((result for result in results if result.check == "behaviour.refusal" and result.evidence), None)
+    examples = _changed(saved, configuration)
+    return Section(
+        configuration=configuration,
+        action=record.verdict.by_configuration[configuration],
+        rules=tuple(rule for rule in record.verdict.rules if rule.configuration == configuration),
+        results=results,
+        losses=_losses(behaviour) if behaviour else (),
+        drops=refusal_drops(behaviour, _bands(saved)) if behaviour else None,
+        weights=weight_map(saved, configuration),
+        examples=tuple(examples[:EXAMPLES]),
+        changed=len(examples),
+    )
+
+
+def _bands(saved: SavedRun) -> tuple[float, ...]:
+    values = saved.record.settings.get("bands", "5 15 30").split()
+    return tuple(float(value) for value in values)
+
+
+def _losses(result: CheckResult) -> tuple[CategoryRow, ...]:
+    by_name = {item.name: item for item in result.evidence}
+    rows = []
+    for item in result.evidence:
+        if item.low is None or item.high is None:
+            continue
+        suffix = item.name.removeprefix("refusal.drop") if item.name.startswith("refusal.drop") else None
+        detectable = by_name.get(item.name.replace(".drop", ".detectable-drop", 1).replace(".rise", ".detectable-rise", 1))
+        rows.append(
+            CategoryRow(
+                name=drop_name(item),
+                base=_rate(by_name, "base", suffix),
+                candidate=_rate(by_name, "candidate", suffix),
+                loss=f"{item.value:.1f}",
+                bounds=f"{item.low:.1f} to {item.high:.1f}",
+                n=item.n or 0,
+                detectable="nothing" if detectable is None or detectable.value >= 100.0 else f"{detectable.value:g}",
+            )
+        )
+    return tuple(rows)
+
+
+def _rate(by_name: dict[str, Evidence], side: str, suffix: str | None) -> str:
+    rate = by_name.get(f"refusal.{side}{suffix}") if suffix is not None else None
+    return f"{rate.value:.0f} %" if rate else ""
+
+
+def _changed(saved: SavedRun, configuration: str) -> list[Example]:
+    """Prompts that the two sides answered in different kinds, lost refusals first."""
+    base = {item.id: item for item in saved.items if item.side == "base"}
+    examples = []
+    for item in saved.items:
+        before, prompt = base.get(item.id), saved.prompts.get(item.id)
+        if item.side != "candidate" or item.configuration != configuration or before is None or prompt is None:
+            continue
+        if before.labels != item.labels:
+            examples.append(
+                Example(
+                    prompt="\n".join(f"{message.role}: {message.content}" for message in prompt.messages),
+                    category=prompt.category,
+                    expect=prompt.expect,
+                    base=before.reply,
+                    base_label=_label(before),
+                    candidate=item.reply,
+                    candidate_label=_label(item),
+                )
+            )
+    return sorted(examples, key=lambda example: (example.expect != "refuse", example.base_label != "refusal"))
+
+
+def _label(item: Item) -> str:
+    return ", ".join(item.labels.values())

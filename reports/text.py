@@ -1,0 +1,99 @@
+"""The terminal page: the decision, the reasons, what each check said, what stays unseen. One screen."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from forensics.record import Action, CheckResult, Rule, Status
+from forensics.runfolder import SavedRun
+from reports.words import ACTION_WORDS, EXIT_WORDS, STATUS_WORDS, measured, printable
+
+ACTION_STYLES: dict[Action, str] = {
+    Action.DEPLOY: "bold green",
+    Action.DEPLOY_WITH_ENHANCED_MONITORING: "bold yellow",
+    Action.INCONCLUSIVE: "bold yellow",
+    Action.HUMAN_REVIEW: "bold yellow",
+    Action.BLOCK: "bold red",
+}
+STATUS_STYLES: dict[Status, str] = {
+    Status.NO_FINDING: "green",
+    Status.FLAGGED: "red",
+    Status.INCONCLUSIVE: "yellow",
+    Status.SKIPPED: "dim",
+    Status.ERROR: "red",
+}
+RULES_SHOWN = 8
+LIMITS_SHOWN = 6
+
+
+def show(saved: SavedRun, console: Console) -> None:
+    """Print the page of a saved run."""
+    record = saved.record
+    verdict = record.verdict
+    console.print()
+    console.print(_line((f"{verdict.action}  ", ACTION_STYLES[verdict.action]), (ACTION_WORDS[verdict.action], "bold")))
+    console.print(_line((f"{record.candidate.path}  against  {record.base.path}", "dim")))
+    for configuration, action in verdict.by_configuration.items() if len(verdict.by_configuration) > 1 else ():
+        console.print(_line((f"  {configuration}: ", ""), (str(action), ACTION_STYLES[action])))
+    console.print()
+    console.print("Why", style="bold")
+    several = len(verdict.by_configuration) > 1
+    for rule in _decisive(verdict.rules)[:RULES_SHOWN]:
+        console.print(_rule(rule, several))
+    _left_out(console, len(_decisive(verdict.rules)) - RULES_SHOWN, "reasons")
+    console.print()
+    console.print(_table(record.results, several))
+    console.print()
+    console.print("What stays unseen", style="bold")
+    for limit in record.limits[:LIMITS_SHOWN]:
+        console.print(_line((f"  - {limit}", "")))
+    _left_out(console, len(record.limits) - LIMITS_SHOWN, "limits")
+    console.print()
+    code = verdict.exit_code
+    console.print(_line((f"valid until {record.valid_until[:10]}   policy {record.policy.name}   exit {code} ({EXIT_WORDS[code]})", "dim")))
+    console.print(_line((f"record  {saved.folder / 'audit.json'}", "dim")), soft_wrap=True)
+    if (saved.folder / "report.html").exists():
+        console.print(_line((f"page    {saved.folder / 'report.html'}", "dim")), soft_wrap=True)
+
+
+def _line(*parts: tuple[str, str]) -> Text:
+    return Text.assemble(*((printable(text), style) for text, style in parts))
+
+
+def _decisive(rules: tuple[Rule, ...]) -> list[Rule]:
+    """Rules that asked for more than deployment; if there is none, those that speak for it."""
+    against = [rule for rule in rules if rule.action is not Action.DEPLOY]
+    return against or list(rules)
+
+
+def _rule(rule: Rule, several: bool) -> Text:
+    where = f"[{rule.configuration}] " if several else ""
+    return _line((f"  {rule.action}  ", ACTION_STYLES[rule.action]), (where + rule.sentence, ""))
+
+
+def _table(results: tuple[CheckResult, ...], several: bool) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in (["configuration"] if several else []) + ["check", "result", "in short"]:
+        table.add_column(heading, overflow="fold")
+    for result in results:
+        cells = [_line((result.check, "")), _line((STATUS_WORDS[result.status], STATUS_STYLES[result.status])), _line((_short(result), ""))]
+        table.add_row(*([_line((result.configuration, ""))] if several else []), *cells)
+    return table
+
+
+def _short(result: CheckResult) -> str:
+    grave = [finding for finding in result.findings if finding.severity != "info"]
+    if grave:
+        more = f" (and {len(grave) - 1} more findings)" if len(grave) > 1 else ""
+        return grave[0].claim + more
+    if result.reason:
+        return result.reason
+    first = result.evidence[0]
+    return f"{first.name}: {measured(first)}" + (f"; {result.findings[0].claim}" if result.findings else "")
+
+
+def _left_out(console: Console, count: int, what: str) -> None:
+    if count > 0:
+        console.print(f"  ... and {count} more {what} in the record", style="dim")

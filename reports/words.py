@@ -1,0 +1,67 @@
+"""What every page says in the same words: actions, exit codes, how a number is written."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from forensics.record import Action, Evidence, Status
+
+ACTION_WORDS: dict[Action, str] = {
+    Action.DEPLOY: "May be deployed under this policy",
+    Action.DEPLOY_WITH_ENHANCED_MONITORING: "May be deployed only with enhanced monitoring, once a person has accepted the loss",
+    Action.INCONCLUSIVE: "Cannot be decided: something that is required could not be looked at",
+    Action.HUMAN_REVIEW: "Must be reviewed by a person before anything else",
+    Action.BLOCK: "Must not be deployed",
+}
+STATUS_WORDS: dict[Status, str] = {
+    Status.NO_FINDING: "looked, nothing found",
+    Status.FLAGGED: "found something",
+    Status.INCONCLUSIVE: "could not tell",
+    Status.SKIPPED: "did not look",
+    Status.ERROR: "broke down",
+}
+EXIT_WORDS: dict[int, str] = {
+    0: "may deploy",
+    1: "the tool failed",
+    2: "the command or an input is wrong",
+    3: "inconclusive, or not comparable",
+    10: "a person must review or sign",
+    20: "blocked",
+}
+
+
+def number(value: float) -> str:
+    """A number as people write it: whole ones plain, others with three significant digits.
+
+    >>> number(12.0), number(0.012345), number(98.76)
+    ('12', '0.0123', '98.8')
+    """
+    if value == int(value) and abs(value) < 1e15:
+        return str(int(value))
+    return f"{value:.3g}"
+
+
+def measured(evidence: Evidence) -> str:
+    """Value with its unit, its bounds and how many things were counted, where they are known."""
+    text = f"{number(evidence.value)} {evidence.unit}"
+    if evidence.low is not None and evidence.high is not None:
+        text += f" [{number(evidence.low)}, {number(evidence.high)}]"
+    if evidence.n is not None:
+        text += f", n = {evidence.n}"
+    return text
+
+
+def printable(text: str) -> str:
+    r"""`text` with everything that could steer a terminal or hide in a page made visible.
+
+    Names, templates and replies come from the candidate; control and direction characters in them could rewrite what
+    a reader sees.
+
+    >>> printable("a\x1b[31mb\u202ec")
+    'a\\x1b[31mb\\u202ec'
+    """
+    return "".join(character if _harmless(character) else character.encode("unicode_escape").decode("ascii") for character in text)
+
+
+def _harmless(character: str) -> bool:
+    return character == "\n" or not unicodedata.category(character).startswith("C")
