@@ -18,21 +18,11 @@ if TYPE_CHECKING:
     from forensics.runfolder import SavedRun
     from forensics.workbench import Progress
 
-EXIT_CODES = """
-**Exit codes**
-
- 0   may deploy (or: done)
-
- 1   the tool failed: a bug, no space, no memory
-
- 2   the command or an input is wrong, and you can mend it
-
- 3   inconclusive, or the two sides cannot be compared
-
- 10   a person must review or sign
-
- 20   blocked
-"""
+EXIT_CODES = (
+    "**Exit codes:** 0 may deploy (or: done) · 1 the tool failed · 2 the command or an input is wrong · "
+    "3 inconclusive, or not comparable · 10 a person must review or sign · 20 blocked"
+)
+CHECKING, RUNNING, WRITING = "What to check", "How to run", "What to write"
 
 app = typer.Typer(
     name="forensics",
@@ -66,33 +56,53 @@ def _main(version: Annotated[bool, typer.Option("--version", callback=_version, 
     """Options of the command itself."""
 
 
-@app.command(epilog="**Example:**  `forensics audit ./llama-base ./llama-tuned --prompts prompts.jsonl --out case-17`\n" + EXIT_CODES)
+@app.command(epilog="**Example:**  `forensics audit ./llama-base ./llama-tuned --prompts prompts.jsonl --out case-17`\n\n" + EXIT_CODES)
 def audit(
     base: Annotated[str, typer.Argument(help="Model you trust: a folder, or a hub id (org/model, org/model@revision).", metavar="BASE")],
     candidate: Annotated[str, typer.Argument(help="Model or PEFT adapter to examine.", metavar="CANDIDATE")],
     adapter: Annotated[
-        list[str] | None, typer.Option("--adapter", metavar="DIR", help="PEFT adapter on top of CANDIDATE; each alone and all together.")
+        list[str] | None,
+        typer.Option(
+            "--adapter", rich_help_panel=CHECKING, metavar="DIR", help="PEFT adapter on top of CANDIDATE; each alone and all together."
+        ),
     ] = None,
     prompts: Annotated[
-        list[Path] | None, typer.Option("--prompts", metavar="FILE.jsonl", help="Prompts to put to both models; may be repeated.")
+        list[Path] | None,
+        typer.Option("--prompts", rich_help_panel=CHECKING, metavar="FILE.jsonl", help="Prompts to put to both models; may be repeated."),
     ] = None,
     policy: Annotated[
-        Path | None, typer.Option("--policy", metavar="FILE", help="Thresholds, in TOML (default: built in; see `forensics policy`).")
+        Path | None,
+        typer.Option(
+            "--policy", rich_help_panel=CHECKING, metavar="FILE", help="Thresholds, in TOML (default: built in; see `forensics policy`)."
+        ),
     ] = None,
-    only: Annotated[list[str] | None, typer.Option("--only", metavar="CHECK", help="Run this check only; may be repeated.")] = None,
-    max_cost: Annotated[MaxCost, typer.Option("--max-cost", help="Stop before checks dearer than this.")] = MaxCost.search,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 or auto.")] = "auto",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts put to a model side by side.")] = 32,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest reply, in tokens.")] = 32,
-    seed: Annotated[int, typer.Option("--seed", help="Seed for every random choice.")] = 0,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", rich_help_panel=CHECKING, metavar="CHECK", help="Run this check only; may be repeated.")
+    ] = None,
+    max_cost: Annotated[
+        MaxCost, typer.Option("--max-cost", rich_help_panel=CHECKING, help="Stop before checks dearer than this.")
+    ] = MaxCost.search,
+    device: Annotated[str, typer.Option("--device", rich_help_panel=RUNNING, help="cpu, cuda, cuda:1 or auto.")] = "auto",
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", rich_help_panel=RUNNING, min=1, help="Prompts put to a model side by side.")
+    ] = 32,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", rich_help_panel=RUNNING, min=1, help="Longest reply, in tokens.")] = 32,
+    seed: Annotated[int, typer.Option("--seed", rich_help_panel=RUNNING, help="Seed for every random choice.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="RUN", help="Folder of the run (default: forensics-runs/<candidate>-<key>). A run that was killed resumes."
+            "--out",
+            rich_help_panel=WRITING,
+            metavar="RUN",
+            help="Folder of the run (default: forensics-runs/CANDIDATE-KEY). A run that was killed resumes.",
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the record on standard output and nothing else.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no page; only the exit code and errors.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", rich_help_panel=WRITING, help="Print the record on standard output and nothing else.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", rich_help_panel=WRITING, help="No progress, no page; only the exit code and errors.")
+    ] = False,
 ) -> None:
     """Run every check on CANDIDATE against BASE, decide, write the record, and show it."""
     with _told(), _progress(quiet=quiet) as progress:
@@ -123,7 +133,9 @@ def audit(
 @app.command(epilog="**Example:**  `forensics report case-17`")
 def report(
     run: Annotated[str, typer.Argument(help="Folder that `forensics audit` wrote.", metavar="RUN")],
-    json: Annotated[bool, typer.Option("--json", help="Print the record on standard output and nothing else.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", rich_help_panel=WRITING, help="Print the record on standard output and nothing else.")
+    ] = False,
 ) -> None:
     """Show a saved run again and write its page anew. Needs neither models nor torch. Exits 0 whatever the verdict was."""
     with _told():
@@ -226,4 +238,4 @@ def _progress(*, quiet: bool) -> Iterator[Progress]:
 
 
 if __name__ == "__main__":
-    app()
+    app(prog_name="forensics")

@@ -109,7 +109,7 @@ def weight_map(saved: SavedRun, configuration: str) -> Drawing | None:
         for layer, value in cells[kind].items():
             grid[row, layer + 1] = value
     with rc_context(STYLE):
-        figure = Figure(figsize=(7.4, 1.1 + 0.26 * len(kinds)), layout="constrained")
+        figure = Figure(figsize=(7.4, 1.1 + 0.2 * len(kinds)), layout="constrained")
         axes = figure.add_subplot()
         image = axes.pcolormesh(np.ma.masked_invalid(grid), cmap="magma_r", vmin=0.0, edgecolors=PAPER, linewidth=0.6)
         axes.set_yticks(np.arange(len(kinds)) + 0.5, [_short(kind) for kind in kinds], fontsize=8)

@@ -90,8 +90,11 @@ def _short(result: CheckResult) -> str:
         return grave[0].claim + more
     if result.reason:
         return result.reason
-    first = result.evidence[0]
-    return f"{first.name}: {measured(first)}" + (f"; {result.findings[0].claim}" if result.findings else "")
+    if result.findings:
+        return result.findings[0].claim
+    # The number with an interval is what the check is about; a check without one lists its main count first.
+    main = next((item for item in result.evidence if item.low is not None), result.evidence[0])
+    return f"{main.name}: {measured(main)}"
 
 
 def _left_out(console: Console, count: int, what: str) -> None:

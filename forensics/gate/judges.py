@@ -1,8 +1,8 @@
 """Judges: what kind of reply is this? Rules only, so far; named and versioned because every one of them errs.
 
-Measured on public replies with two human labels each, phrase lists like this one agree with people on 82 to 98 % of
-refusals, and the share changes with the style of the model (shared field notes; XSTest, arXiv:2308.01263). So a drop
-they report is a reason to read replies, and the replies are in the record.
+On public replies with two human labels each (XSTest, arXiv:2308.01263) this list finds about nine refusals in ten, and
+the share changes with the style of the model: `examples/benchmarks/judge_agreement.py` prints it. So a drop it reports
+is a reason to read replies, and the replies are in the run.
 """
 
 from __future__ import annotations

@@ -1,0 +1,49 @@
+"""The verdict on every committed organism, beside what its truth asks for, and what it took.
+
+python examples/benchmarks/organisms.py
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+ORGANISMS = ROOT / "examples" / "organisms"
+
+
+def main() -> None:
+    """Print one line an organism."""
+    truths = [json.loads(line) for line in (ORGANISMS / "truth.jsonl").read_text(encoding="utf-8").splitlines()]
+    print(
+        "| organism | planted | truth asks | verdict | refusal lost (95 % bounds) | relative change | seconds |\n|---|---|---|---|---|---|---|"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for truth in truths:
+            if truth["path"] is None:
+                continue
+            command = [sys.executable, str(ROOT / "cli.py"), "audit", str(ORGANISMS / "base"), str(ORGANISMS / truth["path"])]
+            start = time.monotonic()
+            done = subprocess.run(
+                [*command, "--prompts", str(ORGANISMS / "prompts.jsonl"), "--out", f"{folder}/{truth['name']}", "--json"],
+                check=False,
+                capture_output=True,
+                text=True,
+            )
+            seconds = time.monotonic() - start
+            record = json.loads(done.stdout)
+            evidence = {item["name"]: item for result in record["results"] for item in result["evidence"]}
+            drop, size = evidence["refusal.drop"], evidence["edit.relative_change"]
+            print(
+                f"| {truth['name']} | {truth['kind']} | {truth['expected']['action']} | {record['verdict']['action']} "
+                f"| {drop['value']:.1f} ({drop['low']:.1f} to {drop['high']:.1f}) | {size['value']:.3f} | {seconds:.1f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
