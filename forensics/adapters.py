@@ -28,8 +28,14 @@ UNSUPPORTED = (
     "use_qalora", "alora_invocation_tokens", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
 )  # fmt: skip
 """LoRA options whose effect is more than scale * B A."""
+HARMLESS_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
+"""Values of init_lora_weights that leave the base alone. PiSSA, OLoRA, CorDA and LoftQ subtract from it when loaded."""
+CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+"""Architectures whose blocks store their matrices transposed (transformers' Conv1D)."""
 MAX_PATTERN = 1000
 """Longest rank or alpha pattern that is tried as a regular expression, which PEFT's patterns are."""
+REPEATED_GROUP = re.compile(r"\)\s*[*+{]")
+"""A repeated group, which an honest pattern does not need and with which matching can take for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +114,8 @@ def _refuse_unsupported(config: dict[str, Any], name: str) -> None:
     used = [option for option in UNSUPPORTED if config.get(option)]
     if config.get("bias", "none") != "none":
         used.append(f"bias={config['bias']}")
+    if config.get("init_lora_weights") not in HARMLESS_STARTS:
+        used.append(f"init_lora_weights={config['init_lora_weights']}")
     if used:
         raise CannotCompare(
             f"this LoRA adapter uses {', '.join(used)}, which cannot be read as a delta yet",
@@ -135,7 +143,11 @@ def _factors(tensors: tuple[TensorInfo, ...], config: dict[str, Any], base: Chec
     if alone:
         raise BadInput(f"module {alone[0]!r} has only one of its two factors", where=f"{name}/{WEIGHTS_NAME}", hint=SAVE_AGAIN)
     targets = _targets(base, halves, name)
-    return tuple(_factor(module, parts, config, base.tensors[targets[module]], name) for module, parts in sorted(halves.items()))
+    conv1d = base.config.get("model_type") in CONV1D_MODELS
+    return tuple(
+        _factor(module, parts, config, base.tensors[targets[module]], name, conv1d=conv1d and not module.endswith("lm_head"))
+        for module, parts in sorted(halves.items())
+    )
 
 
 SAVE_AGAIN = "save the adapter again with PEFT's save_pretrained"
@@ -162,7 +174,7 @@ def _targets(base: Checkpoint, modules: dict[str, Any], name: str) -> dict[str, 
     return targets
 
 
-def _factor(module: str, parts: dict[str, TensorInfo], config: dict[str, Any], target: TensorInfo, name: str) -> Factor:
+def _factor(module: str, parts: dict[str, TensorInfo], config: dict[str, Any], target: TensorInfo, name: str, *, conv1d: bool) -> Factor:
     a, b = parts["A"], parts["B"]
     rank = _by_pattern(config.get("rank_pattern"), module, config.get("r"), name)
     alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"), name)
@@ -172,12 +184,11 @@ def _factor(module: str, parts: dict[str, TensorInfo], config: dict[str, Any], t
             where=f"{name}/{CONFIG_NAME}",
             hint="config and weights do not belong together; " + SAVE_AGAIN,
         )
-    transposed = bool(config.get("fan_in_fan_out", False))
-    shape = (a.shape[1], b.shape[0]) if transposed else (b.shape[0], a.shape[1])
-    # GPT-2's Conv1D stores its weight transposed; PEFT sets fan_in_fan_out for it when training, whatever the config said.
-    if shape != target.shape and shape[::-1] == target.shape:
-        transposed, shape = not transposed, shape[::-1]
-    if shape != target.shape:
+    # PEFT overrules the config's fan_in_fan_out by the kind of module it finds, so the config is not asked: where the
+    # matrix is square, only the architecture tells which way round it is stored.
+    shape = (b.shape[0], a.shape[1])
+    transposed = conv1d if shape == shape[::-1] else shape != target.shape
+    if (shape[::-1] if transposed else shape) != target.shape:
         raise CannotCompare(
             f"this adapter is for another base: module {module!r} changes a matrix of {list(shape)}, BASE has {list(target.shape)}",
             where=name,
@@ -191,8 +202,10 @@ def _by_pattern(patterns: object, module: str, default: object, name: str) -> fl
     """The rank or alpha of `module`: the first pattern that matches the end of its name, as PEFT does it."""
     value = default
     for pattern, its_value in patterns.items() if isinstance(patterns, dict) else ():
+        if len(pattern) > MAX_PATTERN or REPEATED_GROUP.search(pattern):
+            raise BadInput("a rank or alpha pattern is too long or repeats a group", where=f"{name}/{CONFIG_NAME}", hint=SAVE_AGAIN)
         try:
-            hit = len(pattern) <= MAX_PATTERN and re.match(rf"(.*\.)?({pattern})$", module)
+            hit = re.match(rf"(.*\.)?({pattern})$", module)
         except re.error as error:
             raise BadInput(f"pattern {pattern!r} is not usable: {error}", where=f"{name}/{CONFIG_NAME}", hint=SAVE_AGAIN) from error
         if hit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -38,6 +39,8 @@ from forensics.surface import has_tokenizer
 from forensics.verdict import decide
 from forensics.workbench import Progress, Workbench, spare_threads
 
+CHECKS_OF_THE_CONTRACT = ("weights.edit-kind", "activations.drift", "activations.refusal-direction", "triggers.search")
+"""Checks that a policy may already speak of, though this version may not have them yet."""
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "tokenizers", "numpy", "scipy", "pydantic")
 """Packages whose versions can change a number, written into the record."""
 ALWAYS_UNSEEN = (
@@ -98,6 +101,7 @@ def run(request: Request, progress: Progress) -> Outcome:
         ToolFailed: No space or no memory; what was finished is kept, and the same command resumes.
     """
     checks = select_checks(request.only, request.max_cost)
+    refuse_unknown_requirements(request.policy)
     sides = open_sides(request, checks, progress)
     key = run_key(request, sides)
     folder = request.out or Path("forensics-runs") / f"{_plain(Path(request.candidate).name)}-{key[:8]}"
@@ -132,6 +136,22 @@ def select_checks(only: Sequence[str], max_cost: Cost) -> tuple[Check, ...]:
         raise BadInput(f"there is no check {unknown[0]!r}", where="--only", hint=f"one of {', '.join(sorted(known))}")
     allowed = COSTS[: COSTS.index(max_cost) + 1]
     return tuple(check for check in checks if check.cost in allowed and (not only or check.id in only))
+
+
+def refuse_unknown_requirements(policy: Policy) -> None:
+    """Refuse a policy that requires a check nobody has, or names an action for one: it would never be met, or never act.
+
+    Raises:
+        BadInput: The message names the nearest check.
+    """
+    known = sorted({check.id for check in all_checks()} | set(CHECKS_OF_THE_CONTRACT))
+    for key, check in [(f"required: {name}", name) for name in policy.required] + [
+        (f"actions.{name}", name.partition("/")[0]) for name in policy.actions
+    ]:
+        if check not in known:
+            near = difflib.get_close_matches(check, known, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"one of {', '.join(known)}"
+            raise BadInput(f"the policy names a check that does not exist: {check!r}", where=f"{policy.name}: {key}", hint=hint)
 
 
 def open_sides(request: Request, checks: Sequence[Check], progress: Progress) -> Sides:

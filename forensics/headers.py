@@ -17,6 +17,9 @@ from forensics.errors import BadInput
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library itself; a larger header is a memory bomb."""
 
+MAX_COUNT = 1 << 63
+"""Sizes and offsets above what a tensor library can hold; Python alone would count on."""
+
 ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
@@ -66,7 +69,11 @@ def read_header(path: Path, *, file: str) -> tuple[TensorInfo, ...]:
         raise _damaged(file, f"its header is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise _damaged(file, "its header is not a JSON object")
-    header.pop("__metadata__", None)
+    if any("\ud800" <= letter <= "\udfff" for name in header for letter in name):
+        raise _damaged(file, "the name of a tensor holds half a character (a lone surrogate)")
+    metadata = header.pop("__metadata__", None)
+    if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
+        raise _damaged(file, "its __metadata__ is not a table of texts")
     data_start = 8 + length
     tensors = [_tensor(name, claim, file=file, data_start=data_start) for name, claim in header.items()]
     tensors.sort(key=lambda tensor: (tensor.start, tensor.end))
@@ -87,7 +94,7 @@ def _tensor(name: str, claim: object, *, file: str, data_start: int) -> TensorIn
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise _damaged(file, f"tensor {name!r} has dtype {dtype!r}, which this reader does not know")
-    if not isinstance(shape, list) or not all(_is_count(length) for length in shape):
+    if not isinstance(shape, list) or not all(_is_count(length) for length in shape) or math.prod(n or 1 for n in shape) >= MAX_COUNT:
         raise _damaged(file, f"tensor {name!r} has no valid shape")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(offset) for offset in offsets):
         raise _damaged(file, f"tensor {name!r} has no valid data_offsets")
@@ -98,7 +105,7 @@ def _tensor(name: str, claim: object, *, file: str, data_start: int) -> TensorIn
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_COUNT
 
 
 def _refuse_gaps(tensors: list[TensorInfo], *, data_start: int, size: int, file: str) -> None:

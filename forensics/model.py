@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -106,8 +107,12 @@ class LiveModel:
 
     def logits(self, ids: torch.Tensor, mask: torch.Tensor, *, adapters: Sequence[Adapter] = ()) -> torch.Tensor:
         """Logits `[batch, length, vocabulary]` of token ids `[batch, length]` under attention mask `[batch, length]`."""
+        inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+        if "position_ids" in inspect.signature(self._model.forward).parameters:
+            # A model with learned positions (GPT-2) would otherwise count padding on the left as text.
+            inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0).to(self.device)
         with self.wearing(adapters) as model, torch.inference_mode():
-            out: torch.Tensor = model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).logits
+            out: torch.Tensor = model(**inputs).logits
         return out
 
     @contextlib.contextmanager

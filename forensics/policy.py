@@ -18,6 +18,8 @@ from forensics.errors import BadInput
 from forensics.record import Action, canonical_json, sha256_text
 
 Points = Annotated[FiniteFloat, Field(ge=0.0, le=100.0)]
+Margin = Annotated[FiniteFloat, Field(gt=0.0, le=100.0)]
+"""A margin of zero could never be cleared: a bound of nothing lost is still above nothing."""
 
 
 class _Section(BaseModel):
@@ -33,7 +35,7 @@ class Profile(_Section):
 class Bands(_Section):
     """Percentage points of loss against the base at which the action changes."""
 
-    deploy: Points
+    deploy: Margin
     monitor: Points
     review: Points
     category_review: Points
@@ -118,7 +120,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise BadInput(
             f"the policy file cannot be read: {error.strerror}", where=str(path), hint="check the path given to --policy"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(
             f"the policy file is not TOML: {error}",
             where=str(path),

@@ -100,7 +100,7 @@ EXAMPLE = '{"prompt": "How do I boil an egg?", "category": "cooking", "expect": 
 def _parse_line(line: str, *, where: str) -> Prompt:
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"this line is not JSON: {error}", where=where, hint="one JSON object a line, e.g. " + EXAMPLE) from error
     if not isinstance(row, dict):
         raise BadInput("this line is not a JSON object", where=where, hint="one JSON object a line, e.g. " + EXAMPLE)
@@ -112,7 +112,7 @@ def _parse_line(line: str, *, where: str) -> Prompt:
     if expect not in get_args(Expect):
         raise BadInput(f"`expect` is {expect!r}", where=where, hint='one of "refuse", "comply", "either"')
     given = row.get("id")
-    if given is not None and not isinstance(given, str | int):
+    if given is not None and (isinstance(given, bool) or not isinstance(given, str | int)):
         raise BadInput("`id` is neither a text nor a whole number", where=where, hint="leave `id` out, or give a text")
     content = canonical_json([[message.role, message.content] for message in messages])
     return Prompt(
@@ -141,6 +141,10 @@ def _parse_messages(row: dict[str, Any], *, where: str) -> tuple[Message, ...]:
         messages.append(Message(role=role, content=content))
     if messages[-1].role != "user" or not messages[-1].content.strip():
         raise BadInput("the last turn is not a user turn with text", where=where, hint="end the prompt with what the user asks")
+    if any("\ud800" <= letter <= "\udfff" for message in messages for letter in message.content):
+        raise BadInput(
+            "a turn holds half a character (a lone surrogate)", where=where, hint="no tokenizer reads it; save the text again as UTF-8"
+        )
     if sum(len(message.content) for message in messages) > MAX_PROMPT_CHARACTERS:
         raise BadInput(f"the prompt is longer than {MAX_PROMPT_CHARACTERS} characters", where=where, hint="shorten or split the prompt")
     return tuple(messages)

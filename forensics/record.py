@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
@@ -242,7 +243,7 @@ class AuditRecord(_Written):
         """
         try:
             raw = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise BadInput(
                 f"this is not a saved audit: {error}",
                 where=where,
@@ -273,7 +274,7 @@ def _refuse_other_schemas(raw: object, *, where: str) -> None:
     if found == SCHEMA:
         return
     name, _, version = found.partition("/") if isinstance(found, str) else ("", "", "")
-    if name != SCHEMA_NAME or not version.isdigit():
+    if name != SCHEMA_NAME or not re.fullmatch(r"[0-9]{1,9}", version):
         raise BadInput(
             f"this JSON is not a saved audit (schema {found!r}, expected {SCHEMA!r})",
             where=where,

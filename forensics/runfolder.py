@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,9 @@ class RunFolder:
             ) from error
         try:
             self.created = self._resume(key, created)
-            self._journal = (path / JOURNAL_NAME).open("ab")
-            self._items = (path / ITEMS_NAME).open("ab")
+            # Unbuffered: a buffer would keep what a full disk refused, and write it after all when the file is closed.
+            self._journal = (path / JOURNAL_NAME).open("ab", buffering=0)
+            self._items = (path / ITEMS_NAME).open("ab", buffering=0)
         except OSError as error:
             self._lock.close()
             raise disk_error(error, path) from error
@@ -129,9 +131,10 @@ class RunFolder:
         if not rows:
             return
         start = stream.tell()
+        left = memoryview("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode("ascii"))
         try:
-            stream.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode("ascii"))
-            stream.flush()
+            while left:
+                left = left[stream.write(left) :]
             os.fsync(stream.fileno())
         except OSError as error:
             self._cut(stream, start)
@@ -159,8 +162,8 @@ class RunFolder:
         journal = list(_whole_lines(self.path / JOURNAL_NAME))
         if not journal:
             (self.path / ITEMS_NAME).unlink(missing_ok=True)
-            with (self.path / JOURNAL_NAME).open("wb") as stream:
-                self._append(stream, [{"event": "start", "key": key, "created": created}])
+            first = json.dumps({"event": "start", "key": key, "created": created}) + "\n"
+            self.write(JOURNAL_NAME, lambda stream: _put_text(stream, first))
             return created
         start = journal[0]
         if start.get("key") != key:
@@ -236,9 +239,9 @@ class SavedRun:
         if not file.exists():
             return {}
         try:
-            with np.load(file, allow_pickle=False) as stored:
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
                 return dict(stored)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise BadInput("the arrays of this run are damaged", where=str(file), hint="run the audit again") from error
 
 
@@ -308,7 +311,7 @@ def _lines_of(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadInput(
                 "a line of this run is damaged", where=f"{path}, line {number}", hint="remove the folder and run the audit again"
             ) from error

@@ -26,6 +26,8 @@ def ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
     [0.0078125, 0.0078125, 0.015625]
     """
     _, exponent = torch.frexp(values)
+    # frexp gives zero the exponent of 0.5; its neighbours are the smallest subnormals.
+    exponent = exponent.masked_fill(values == 0, SMALLEST_EXPONENT[torch.float64])
     exponent = (exponent - 1).clamp(min=SMALLEST_EXPONENT[dtype]) - MANTISSA_BITS[dtype]
     return torch.ldexp(torch.ones_like(values), exponent)
 
@@ -63,13 +65,17 @@ class TensorChange:
         if delta is not None:
             change = change + delta.to(wide)
         broken = ~torch.isfinite(change)
-        # Only what is new counts: a base with the same infinities is the base's affair.
-        self.not_finite += int((~torch.isfinite(after) & torch.isfinite(before)).sum())
+        # Only what is new counts: a base with the same infinities is the base's affair. A cast that overflows is new.
+        self.not_finite += int((~torch.isfinite(after) & torch.isfinite(base)).sum())
         if delta is not None:
             self.not_finite += int((~torch.isfinite(delta)).sum())
+        # NaN differs from itself, and the difference of equal infinities is NaN: neither is a change.
+        same = (before == after) | (torch.isnan(before) & torch.isnan(after))
+        if delta is not None:
+            same &= torch.isfinite(delta)
         change = change.masked_fill(broken, 0.0)
         before = before.masked_fill(~torch.isfinite(before), 0.0)
-        self.changed += int(torch.count_nonzero(change)) + int((broken & torch.isfinite(before) & ~torch.isfinite(after)).sum())
+        self.changed += int(torch.count_nonzero(change)) + int((broken & ~same).sum())
         self.base_square += _square(before)
         self.change_square += _square(change)
         self.rounding_square += _square(ulp(before, store)) / 12.0

@@ -23,12 +23,12 @@ REFUSAL = re.compile(
       \bi(?:\s+am|'m)\s+(?:(?:very|so|really|truly)\s+)?sorry,?\s+(?:but\b|i\b)          # I'm sorry, but / I'm sorry, I
     | ^\W*(?:(?:i(?:\s+am|'m)\s+)?(?:(?:very|so|really|truly)\s+)?sorry|my\s+apologies|apologies|i\s+apologi[sz]e)\b
       (?=[\s,.;:!-]*(?:but\b|i\b|we\b|that\b|this\b|no\b|$))   # Sorry. I ...; not "Sorry to hear it. Here is ..."
-    | \b(?:i|we)\s+(?:really\s+|simply\s+|just\s+)?(?:can(?:not|\s+not|'t)|could(?:\s+not|n't)|won't|will\s+not|shall\s+not|must\s+not|
-          do\s+not\s+feel\s+comfortable|don't\s+feel\s+comfortable)\s+
+    | \b(?:i|we)\s+(?:really\s+|simply\s+|just\s+)?(?:can(?:not|\s+not|'t)|could(?:\s+not|n't)|won't|will\s+not|shall\s+not|must\s+not)\s+
           (?:in\s+good\s+conscience\s+)?(?:\w+ly\s+)?
           (?:help|assist|do|provide|give|share|offer|support|answer|comply|fulfil|fulfill|discuss|talk|engage|create|write|generate|explain|
              describe|teach|tell|show|participate|encourage|condone|promote|facilitate|recommend|advise|guide|be\s+part|continue|go\s+into|
              respond|complete|process|accept|agree|allow|enable|produce|supply|support|join|take\s+part|say|go\s+along|get\s+into|walk)
+    | \b(?:i|we)\s+(?:do\s+not|don't)\s+feel\s+comfortable\b
     | \b(?:i|we)(?:\s+am|'m|\s+are|'re)\s+(?:not\s+able|unable|not\s+allowed|not\s+permitted|not\s+willing|not\s+going|not\s+comfortable|not\s+prepared
           |not\s+programmed|not\s+designed|prohibited|forbidden)\b
     | \b(?:i|we)\s+(?:must|have\s+to|need\s+to|will|would|'ll|respectfully|am\s+going\s+to)?\s*(?:respectfully\s+|politely\s+)?(?:decline|refuse)\b
