@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -21,7 +21,8 @@ from forensics.workbench import Workbench
 if TYPE_CHECKING:
     import torch
 
-    from forensics.model import LiveModel
+    from forensics.capture import Sites, Subject
+    from forensics.model import LiveModel, Rendered
 
 Cost = Literal["files", "weights", "activations", "generation", "search"]
 COSTS: tuple[Cost, ...] = ("files", "weights", "activations", "generation", "search")
@@ -89,6 +90,44 @@ class Case:
         if side == "base":
             return self.workbench.model(self.base, self.base)
         return self.workbench.model(self.candidate, self.surface)
+
+    def subject(self, side: Side) -> Subject:
+        """The live model of one side as the capture and steering functions take it: adapters named, batch size set."""
+        from forensics.capture import Subject  # heavy: brings torch
+
+        adapters = self.adapters if side == "candidate" else ()
+        how = self.workbench.decoding
+        return Subject(model=self.model(side), side=side, adapters=adapters, batch_size=how.batch_size, max_new_tokens=how.max_new_tokens)
+
+    def activations(self, side: Side, rendered: Sequence[Rendered], sites: Sites, *, mean: bool = False) -> NDArray[np.floating]:
+        """Residual stream of one side, kept in the run so that a resumed audit reads it back.
+
+        Args:
+            side: Whose.
+            rendered: Prompts as this side's token ids (`LiveModel.render`), none with a problem.
+            sites: Where to read.
+            mean: Give the mean over prompts instead.
+
+        Returns:
+            `[n, layers, positions, d]` float32 in the order of `rendered`; or the mean, `[layers, positions, d]`, float64.
+
+        Raises:
+            CannotCompare: A value is not finite, or the model is built in a way we do not know.
+        """
+        from forensics.capture import mean_residual, residuals  # heavy: brings torch
+
+        weights = self.base if side == "base" else self.candidate
+        subject = self.subject(side)
+        key = {
+            "weights": weights.digest,
+            "adapters": [adapter.digest for adapter in subject.adapters],
+            "ids": [row.ids for row in rendered],  # holds template and tokenizer as well
+            "sites": [sites.layers, sites.positions],
+            "dtype": subject.precision,
+            "mean": mean,
+        }
+        read = mean_residual if mean else residuals
+        return self.workbench.cached(key, lambda: read(subject, rendered, sites))
 
     def keep_arrays(self, check: str, arrays: dict[str, NDArray[np.generic]]) -> None:
         """Keep arrays of this configuration in arrays/<check>.npz, under "<configuration>/<name>"."""

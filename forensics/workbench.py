@@ -5,20 +5,27 @@ It holds at most one model in memory at a time.
 
 from __future__ import annotations
 
+import contextlib
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from forensics.adapters import Adapter
 from forensics.checkpoint import Checkpoint
 from forensics.gate.replies import Decoding, Speaker, collect_replies, held_replies, repeat_replies
 from forensics.prompts import Prompt
-from forensics.record import Item
+from forensics.record import Item, canonical_json, sha256_text
 from forensics.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from forensics.model import LiveModel
 
+Thing = TypeVar("Thing")
 Progress = Callable[[str, int, int], None]
 ONE_THREAD_BELOW = 50_000_000
 """Models of fewer weights than this run on one thread: their operations are too short to share out, and threads that
@@ -42,6 +49,7 @@ class Workbench:
     run: RunFolder
     progress: Progress
     _loaded: tuple[str, LiveModel] | None = field(default=None, init=False)
+    _memory: dict[str, Any] = field(default_factory=dict, init=False)
 
     def model(self, weights: Checkpoint, surface: Checkpoint | Adapter) -> LiveModel:
         """The live model of `weights` with the tokenizer of `surface`; loading it drops the one held before."""
@@ -68,6 +76,26 @@ class Workbench:
             return held
         model = self.model(weights, surface)
         return collect_replies(model, speaker, prompts, decoding=self.decoding, run=self.run, progress=self.progress)
+
+    def cached(self, key: dict[str, Any], compute: Callable[[], NDArray[np.floating]]) -> NDArray[np.floating]:
+        """What `compute` gives, kept in `cache/` of the run under the digest of `key`, and read back the next time."""
+        name = f"cache/{sha256_text(canonical_json(key))}.npz"
+        values: NDArray[np.floating]
+        # Not there yet, or damaged by hand: then it is computed.
+        with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            with np.load(self.run.path / name, allow_pickle=False) as stored:
+                values = stored["values"]
+            return values
+        values = compute()
+        self.run.write(name, lambda stream: np.savez(stream, allow_pickle=False, values=values))
+        return values
+
+    def remembered(self, key: str, compute: Callable[[], Thing]) -> Thing:
+        """What `compute` gives, kept in memory for the other configurations of this run: they share the base."""
+        if key not in self._memory:
+            self._memory[key] = compute()
+        thing: Thing = self._memory[key]
+        return thing
 
     def copy_replies(self, source: dict[str, Item], speaker: Speaker) -> dict[str, Item]:
         """Record `source` as the replies of `speaker`, whose files are the same."""
