@@ -45,6 +45,44 @@ class MaxCost(StrEnum):
     search = "search"
 
 
+# The options of `audit`, grouped by the question their reader has.
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter", rich_help_panel=CHECKING, metavar="DIR", help="PEFT adapter on top of CANDIDATE; each alone and all together."
+    ),
+]
+PromptFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--prompts", rich_help_panel=CHECKING, metavar="FILE.jsonl", help="Prompts to put to both models; may be repeated."),
+]
+PolicyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy", rich_help_panel=CHECKING, metavar="FILE", help="Thresholds, in TOML (default: built in; see `forensics policy`)."
+    ),
+]
+OnlyChecks = Annotated[
+    list[str] | None, typer.Option("--only", rich_help_panel=CHECKING, metavar="CHECK", help="Run this check only; may be repeated.")
+]
+Dearest = Annotated[MaxCost, typer.Option("--max-cost", rich_help_panel=CHECKING, help="Stop before checks dearer than this.")]
+Device = Annotated[str, typer.Option("--device", rich_help_panel=RUNNING, help="cpu, cuda, cuda:1 or auto.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", rich_help_panel=RUNNING, min=1, help="Prompts put to a model side by side.")]
+ReplyLength = Annotated[int, typer.Option("--max-new-tokens", rich_help_panel=RUNNING, min=1, help="Longest reply, in tokens.")]
+Seed = Annotated[int, typer.Option("--seed", rich_help_panel=RUNNING, help="Seed for every random choice.")]
+RunPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        rich_help_panel=WRITING,
+        metavar="RUN",
+        help="Folder of the run (default: forensics-runs/CANDIDATE-KEY). A run that was killed resumes.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", rich_help_panel=WRITING, help="Print the record on standard output and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", rich_help_panel=WRITING, help="No progress, no page; only the exit code and errors.")]
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"forensics {__version__}")
@@ -60,49 +98,18 @@ def _main(version: Annotated[bool, typer.Option("--version", callback=_version, 
 def audit(
     base: Annotated[str, typer.Argument(help="Model you trust: a folder, or a hub id (org/model, org/model@revision).", metavar="BASE")],
     candidate: Annotated[str, typer.Argument(help="Model or PEFT adapter to examine.", metavar="CANDIDATE")],
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--adapter", rich_help_panel=CHECKING, metavar="DIR", help="PEFT adapter on top of CANDIDATE; each alone and all together."
-        ),
-    ] = None,
-    prompts: Annotated[
-        list[Path] | None,
-        typer.Option("--prompts", rich_help_panel=CHECKING, metavar="FILE.jsonl", help="Prompts to put to both models; may be repeated."),
-    ] = None,
-    policy: Annotated[
-        Path | None,
-        typer.Option(
-            "--policy", rich_help_panel=CHECKING, metavar="FILE", help="Thresholds, in TOML (default: built in; see `forensics policy`)."
-        ),
-    ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option("--only", rich_help_panel=CHECKING, metavar="CHECK", help="Run this check only; may be repeated.")
-    ] = None,
-    max_cost: Annotated[
-        MaxCost, typer.Option("--max-cost", rich_help_panel=CHECKING, help="Stop before checks dearer than this.")
-    ] = MaxCost.search,
-    device: Annotated[str, typer.Option("--device", rich_help_panel=RUNNING, help="cpu, cuda, cuda:1 or auto.")] = "auto",
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", rich_help_panel=RUNNING, min=1, help="Prompts put to a model side by side.")
-    ] = 32,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", rich_help_panel=RUNNING, min=1, help="Longest reply, in tokens.")] = 32,
-    seed: Annotated[int, typer.Option("--seed", rich_help_panel=RUNNING, help="Seed for every random choice.")] = 0,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            rich_help_panel=WRITING,
-            metavar="RUN",
-            help="Folder of the run (default: forensics-runs/CANDIDATE-KEY). A run that was killed resumes.",
-        ),
-    ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", rich_help_panel=WRITING, help="Print the record on standard output and nothing else.")
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", rich_help_panel=WRITING, help="No progress, no page; only the exit code and errors.")
-    ] = False,
+    adapter: Adapters = None,
+    prompts: PromptFiles = None,
+    policy: PolicyFile = None,
+    only: OnlyChecks = None,
+    max_cost: Dearest = MaxCost.search,
+    device: Device = "auto",
+    batch_size: BatchSize = 32,
+    max_new_tokens: ReplyLength = 32,
+    seed: Seed = 0,
+    out: RunPath = None,
+    json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run every check on CANDIDATE against BASE, decide, write the record, and show it."""
     with _told(), _progress(quiet=quiet) as progress:
@@ -133,9 +140,7 @@ def audit(
 @app.command(epilog="**Example:**  `forensics report case-17`")
 def report(
     run: Annotated[str, typer.Argument(help="Folder that `forensics audit` wrote.", metavar="RUN")],
-    json: Annotated[
-        bool, typer.Option("--json", rich_help_panel=WRITING, help="Print the record on standard output and nothing else.")
-    ] = False,
+    json: AsJson = False,
 ) -> None:
     """Show a saved run again and write its page anew. Needs neither models nor torch. Exits 0 whatever the verdict was."""
     with _told():

@@ -157,6 +157,5 @@ def _svg(figure: Figure) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r'<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"', r"<svg \1\2", text, count=1)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    for colour, variable in VARIABLES.items():
-        text = text.replace(colour, f"var(--{variable})")
-    return text
+    # Within tags only: a category may be called like a colour.
+    return re.sub(r"<[^>]*>", lambda tag: re.sub("|".join(VARIABLES), lambda hit: f"var(--{VARIABLES[hit[0]]})", tag[0]), text)
