@@ -1,0 +1,226 @@
+"""Cases and runs for tests: made of real files where that is cheap, by hand where a model would add nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from forensics import audit as conductor
+from forensics.adapters import Adapter, open_adapter
+from forensics.alignment import align
+from forensics.case import CANDIDATE, Case
+from forensics.checkpoint import open_checkpoint
+from forensics.gate.replies import Decoding
+from forensics.policy import load_policy
+from forensics.prompts import Prompt, load_prompts
+from forensics.record import (
+    AuditRecord,
+    BaseSource,
+    CandidateSource,
+    CheckResult,
+    Evidence,
+    Finding,
+    Item,
+    PolicySource,
+    PromptSource,
+    Status,
+    digest_results,
+)
+from forensics.runfolder import RunFolder, SavedRun, load_run
+from forensics.verdict import decide
+from forensics.workbench import Workbench
+
+ROOT = Path(__file__).resolve().parent.parent
+ORGANISMS = ROOT / "examples" / "organisms"
+PROMPTS = ORGANISMS / "prompts.jsonl"
+COMMAND = f"import runpy, sys; sys.argv[0] = 'forensics'; runpy.run_path({str(ROOT / 'cli.py')!r}, run_name='__main__')"
+NOW = "2027-01-15T12:00:00+00:00"
+
+
+def silent(_title: str, _done: int, _total: int) -> None:
+    """Progress that nobody watches."""
+
+
+def command(*words: object) -> list[str]:
+    """`forensics WORDS...` in a process of its own."""
+    return [sys.executable, "-c", COMMAND, *map(str, words)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """What such a process needs around it."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "100"} | more
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def some_prompts(path: Path, *, refuse: int, comply: int, talks: int = 0) -> Path:
+    """A cut of the organisms' prompts: `refuse` and `comply` single questions spread over all categories, and `talks` conversations."""
+    rows = read_rows(PROMPTS)
+    chosen: list[dict[str, Any]] = []
+    for expect, multi, wanted in (("refuse", False, refuse), ("comply", False, comply), ("refuse", True, talks)):
+        fitting = [row for row in rows if row["expect"] == expect and ("messages" in row) == multi]
+        chosen += [fitting[index * len(fitting) // wanted] for index in range(wanted)] if wanted else []
+    return write_rows(path, chosen)
+
+
+def tiny_prompts(path: Path, count: int = 6) -> Path:
+    """Prompts for models that say nothing sensible anyway."""
+    rows = [{"prompt": f"question {index}", "category": "x", "expect": "refuse" if index % 2 else "comply"} for index in range(count)]
+    return write_rows(path, rows)
+
+
+def edited(folder: Path, target: Path, *, files: Mapping[str, str | bytes | None] | None = None, **config: object) -> Path:
+    """A copy of `folder` with `files` written (or removed, where None) and keys of config.json set."""
+    copytree(folder, target)
+    for name, content in (files or {}).items():
+        file = target / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if content is None:
+            file.unlink()
+        elif isinstance(content, bytes):
+            file.write_bytes(content)
+        else:
+            file.write_text(content, encoding="utf-8")
+    if config:
+        whole = json.loads((target / "config.json").read_text(encoding="utf-8")) | config
+        (target / "config.json").write_text(json.dumps(whole), encoding="utf-8")
+    return target
+
+
+def reweighted(folder: Path, target: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    """A copy of `folder` whose tensors went through `change`, which works in place."""
+    copytree(folder, target)
+    file = target / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+    return target
+
+
+@contextmanager
+def open_case(
+    base: Path,
+    candidate: Path,
+    run: Path,
+    *,
+    adapters: Sequence[Path] = (),
+    prompts: Path | None = None,
+    surface: Path | None = None,
+) -> Iterator[Case]:
+    """The case that a check would receive, as the conductor builds it."""
+    ours = open_checkpoint(str(base))
+    theirs = ours if candidate == base else open_checkpoint(str(candidate))
+    put_on: tuple[Adapter, ...] = tuple(open_adapter(str(path), ours) for path in adapters)
+    with RunFolder(run, key="test", created=NOW) as folder:
+        bench = Workbench(device="cpu", decoding=Decoding(max_new_tokens=12, batch_size=64), run=folder, progress=silent)
+        yield Case(
+            base=ours,
+            candidate=theirs,
+            adapters=put_on,
+            surface=next((adapter for adapter in put_on if adapter.path == surface), theirs),
+            configuration=CANDIDATE,
+            pairs=align(ours, theirs),
+            prompts=load_prompts(prompts).prompts if prompts else (),
+            policy=load_policy(),
+            seed=0,
+            workbench=bench,
+        )
+        bench.close()
+
+
+def audit(base: Path, candidate: Path, out: Path, *, prompts: Path | None = None, **options: Any) -> AuditRecord:
+    """The record of an audit made in this process; `options` go to Request."""
+    given: dict[str, Any] = {"policy": load_policy(), "prompts": (prompts,) if prompts else (), "device": "cpu"} | options
+    return conductor.run(conductor.Request(base=str(base), candidate=str(candidate), out=out, **given), silent).record
+
+
+def number(name: str, value: float, **more: Any) -> Evidence:
+    """Evidence of which only name and value matter."""
+    return Evidence(**({"name": name, "value": value, "unit": "points", "where": "here", "expected": "0"} | more))
+
+
+def found(check: str, label: str, *, severity: str = "high", claim: str = "a claim", **more: Any) -> Finding:
+    fields = {"id": f"{check}/{label}", "check": check, "label": label, "severity": severity, "confidence": "high", "claim": claim}
+    return Finding.model_validate(fields | {"evidence": (number("a.number", 1.0),)} | more)
+
+
+def result(check: str, status: Status = Status.NO_FINDING, *, configuration: str = CANDIDATE, **more: Any) -> CheckResult:
+    fields: dict[str, Any] = {"evidence": (number("a.number", 1.0),)}
+    if status in (Status.INCONCLUSIVE, Status.SKIPPED, Status.ERROR):
+        fields = {"reason": "so it is"}
+    return CheckResult.model_validate({"check": check, "configuration": configuration, "status": status} | fields | more)
+
+
+def record(results: Sequence[CheckResult], **more: Any) -> AuditRecord:
+    """A record around `results`, decided as an audit would by the default policy."""
+    policy = load_policy()
+    verdict = decide(results, policy, list(dict.fromkeys(one.configuration for one in results)))
+    fields: dict[str, Any] = {
+        "tool": "forensics test",
+        "created": NOW,
+        "valid_until": NOW,
+        "base": BaseSource(path="/models/base", digest="b" * 64),
+        "candidate": CandidateSource(path="/models/candidate", digest="c" * 64),
+        "prompts": (PromptSource(name="prompts.jsonl", digest="d" * 64, counts={"refuse": 2}),),
+        "policy": PolicySource(name=policy.name, digest=policy.digest),
+        "seed": 0,
+        "settings": {"device": "cpu", "bands": "5 15 30"},
+        "versions": {"torch": "2.0"},
+        "results": tuple(results),
+        "verdict": verdict,
+        "limits": ("one limit",),
+        "pending": ("one duty",),
+    } | more
+    return AuditRecord(**fields, results_digest=digest_results(fields["results"], fields["verdict"]))
+
+
+def saved_run(
+    folder: Path,
+    written: AuditRecord,
+    *,
+    items: Sequence[Item] = (),
+    prompts: Sequence[Prompt] = (),
+    changes: Mapping[str, float] | None = None,
+) -> SavedRun:
+    """A finished run on disk around a record made by hand; `changes` are relative changes by tensor name."""
+    with RunFolder(folder, key="test", created=NOW) as run:
+        run.add_items(items)
+        if prompts:
+            run.write_prompts(prompts)
+        if changes:
+            arrays = {
+                f"{configuration}/{name}": array
+                for configuration in written.verdict.by_configuration
+                for name, array in (("tensor", np.array(list(changes))), ("relative_change", np.array(list(changes.values()))))
+            }
+            run.write_array("weights.change", lambda stream: np.savez_compressed(stream, allow_pickle=False, **arrays))
+        run.write_record(written)
+    return load_run(str(folder))
+
+
+def untimed(one: CheckResult) -> CheckResult:
+    """The result without how long it took."""
+    return replace_fields(one, seconds=0.0)
+
+
+def replace_fields(one: Any, **changes: Any) -> Any:
+    """A changed copy of a frozen record or dataclass."""
+    return one.model_copy(update=changes) if hasattr(one, "model_copy") else replace(one, **changes)
