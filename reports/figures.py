@@ -16,7 +16,7 @@ from forensics.record import CheckResult, Evidence
 from forensics.runfolder import SavedRun
 from reports.words import printable
 
-# Stand-ins that no figure uses otherwise; `_svg` replaces them by the variables of the page's style sheet.
+# Stand-ins that no figure uses otherwise; `svg_text` replaces them by the variables of the page's style sheet.
 INK, MUTED, GRID, MARK, OTHER, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", MARK: "mark", OTHER: "other", PAPER: "paper"}
 STYLE: Any = {
@@ -68,7 +68,7 @@ def refusal_drops(result: CheckResult, bands: tuple[float, ...]) -> Drawing | No
         axes.set_xlim(left, max(max(bands) + 5.0, *(item.high or 0.0 for item in rows)) + 2.0)
         axes.set_ylim(-0.7, len(rows) - 0.3)
         axes.secondary_xaxis("top").set_xticks(list(bands), [f"{band:g}" for band in bands], color=MUTED, fontsize=8)
-        svg = _svg(figure)
+        svg = svg_text(figure)
     caption = (
         "Each line is one kind of prompt: the dot is what was lost against the base on the same prompts, the bar its one-sided 95 % "
         f"bounds. The right end of the bar decides; dashed lines are the bands of the policy ({', '.join(f'{band:g}' for band in bands)} points)."
@@ -122,7 +122,7 @@ def weight_map(saved: SavedRun, configuration: str) -> Drawing | None:
         bar = figure.colorbar(image, ax=axes, pad=0.02)
         bar.set_label("||dW|| / ||W||", color=INK)
         bar.outline.set_visible(False)
-        svg = _svg(figure)
+        svg = svg_text(figure)
     caption = (
         "How far each tensor moved, relative to its size: layers from left to right, kinds of module from top to bottom. A full fine-tune "
         "colours everything alike; an edit stands out as a few dark cells. Empty cells do not exist in this architecture."
@@ -147,7 +147,7 @@ def _short(name: str) -> str:
     return text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"
 
 
-def _svg(figure: Figure) -> str:
+def svg_text(figure: Figure) -> str:
     """The figure as an SVG element without prologue, date, or fixed size, its colours turned into CSS variables."""
     FigureCanvasSVG(figure)
     stream = io.StringIO()

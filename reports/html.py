@@ -12,6 +12,7 @@ from markupsafe import Markup
 from forensics.record import Action, CheckResult, Evidence, Item, Rule, Status
 from forensics.runfolder import SavedRun, disk_error, write_text
 from reports.figures import Drawing, drop_name, refusal_drops, weight_map
+from reports.inside import layer_curves, projections
 from reports.words import ACTION_WORDS, EXIT_WORDS, STATUS_WORDS, measured, number, printable
 
 PAGE_NAME = "report.html"
@@ -63,6 +64,8 @@ class Section:
     losses: tuple[CategoryRow, ...]
     drops: Drawing | None
     weights: Drawing | None
+    projections: Drawing | None
+    curves: Drawing | None
     examples: tuple[Example, ...]
     changed: int
 
@@ -116,6 +119,8 @@ def _section(saved: SavedRun, configuration: str) -> Section:
         losses=_losses(behaviour) if behaviour else (),
         drops=refusal_drops(behaviour, _bands(saved)) if behaviour else None,
         weights=weight_map(saved, configuration),
+        projections=projections(saved, configuration),
+        curves=layer_curves(saved, configuration),
         examples=tuple(examples[:EXAMPLES]),
         changed=len(examples),
     )

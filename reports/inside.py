@@ -1,0 +1,78 @@
+"""Figures of what the activations show: the refusal direction in both models, and where they part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from forensics.runfolder import SavedRun
+from reports.figures import GRID, INK, MARK, MUTED, OTHER, STYLE, Drawing, svg_text
+
+KINDS = (("harmful", MARK), ("harmless", OTHER))
+SIDES = ("base", "candidate")
+
+
+def projections(saved: SavedRun, configuration: str) -> Drawing | None:
+    """Strips: how far harmful and harmless held-out prompts lie along the base's refusal direction, in both models."""
+    arrays = saved.arrays("activations.refusal-direction")
+    rows = [(side, kind, colour, arrays.get(f"{configuration}/projection_{side}_{kind}")) for side in SIDES for kind, colour in KINDS]
+    shown = [(side, kind, colour, np.asarray(values, dtype=float)) for side, kind, colour, values in rows if values is not None]
+    if not shown:
+        return None
+    chance = np.random.default_rng(0)  # only spreads the dots, so that they do not hide each other
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.4, 0.9 + 0.42 * len(shown)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axvline(0.0, color=GRID, linewidth=1, zorder=0)
+        for height, (_, _, colour, values) in enumerate(reversed(shown)):
+            spread = height + chance.uniform(-0.22, 0.22, size=values.size)
+            axes.plot(values, spread, linestyle="none", marker="o", markersize=3.5, color=colour, alpha=0.55, markeredgewidth=0)
+            axes.plot([values.mean()] * 2, [height - 0.32, height + 0.32], color=INK, linewidth=1.5)
+        axes.set_yticks(range(len(shown)), [f"{side}: {kind}" for side, kind, _, _ in reversed(shown)])
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("projection on the base's refusal direction (residual-stream units)")
+        axes.set_ylim(-0.6, len(shown) - 0.4)
+        svg = svg_text(figure)
+    caption = (
+        "Each dot is a held-out prompt, its place how far it lies along the direction in which the base writes refusal; strokes are means. "
+        "Two clouds apart: the model tells harmful from harmless there. Clouds that moved together in the candidate: it no longer does."
+    )
+    means = "; ".join(f"{side} {kind} {values.mean():.2g}" for side, kind, _, values in shown)
+    return Drawing(svg=svg, caption=caption, description=f"Mean projections: {means}.")
+
+
+def layer_curves(saved: SavedRun, configuration: str) -> Drawing | None:
+    """Curves over layers: how far the residual streams are apart, and how well each side separates harmful from harmless."""
+    drift, direction = saved.arrays("activations.drift"), saved.arrays("activations.refusal-direction")
+    layers = drift.get(f"{configuration}/layer")
+    if layers is None:
+        return None
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.4, 2.7), layout="constrained")
+        panels: Any = figure.subplots(1, 2)
+        for kind, colour in KINDS:
+            distance = drift.get(f"{configuration}/relative_distance_{kind}")
+            if distance is not None:
+                panels[0].plot(layers, distance, color=colour, marker="o", markersize=3, label=kind)
+        panels[0].set_ylabel("relative distance")
+        for side, colour in zip(SIDES, (MUTED, MARK), strict=True):
+            separation = direction.get(f"{configuration}/auroc_{side}")
+            if separation is not None:
+                panels[1].plot(direction[f"{configuration}/auroc_layer"], separation, color=colour, marker="o", markersize=3, label=side)
+        panels[1].set_ylabel("AUROC, base's direction")
+        panels[1].set_ylim(0.0, 1.05)
+        panels[1].axhline(0.5, color=GRID, linewidth=1, linestyle=(0, (3, 3)))
+        for panel in panels:
+            panel.set_xlabel("entering layer")
+            if panel.lines:
+                panel.legend(frameon=False, fontsize=8)
+        svg = svg_text(figure)
+    caption = (
+        "Left: how far base and candidate are apart at the last prompt token, relative to the base's activation, layer by layer. Right: how well "
+        "a difference of means fitted on the base separates harmful from harmless prompts at each layer, in both; 0.5 is chance."
+    )
+    peak = max(float(np.max(drift[key])) for key in drift if key.startswith(f"{configuration}/relative_distance"))
+    return Drawing(svg=svg, caption=caption, description=f"The largest relative distance is {peak:.2g}.")
