@@ -22,6 +22,9 @@ EXIT_CODES = (
     "**Exit codes:** 0 may deploy (or: done) · 1 the tool failed · 2 the command or an input is wrong · "
     "3 inconclusive, or not comparable · 10 a person must review or sign · 20 blocked"
 )
+PART_EXIT_CODES = (
+    "**Exit codes:** 0 done · 1 the tool failed · 2 the command or an input is wrong · 3 a check could not look, or not comparable"
+)
 CHECKING, RUNNING, WRITING = "What to check", "How to run", "What to write"
 
 app = typer.Typer(
@@ -45,7 +48,9 @@ class MaxCost(StrEnum):
     search = "search"
 
 
-# The options of `audit`, grouped by the question their reader has.
+# The words of `audit`, its options grouped by the question their reader has.
+Base = Annotated[str, typer.Argument(help="Model you trust: a folder, or a hub id (org/model, org/model@revision).", metavar="BASE")]
+Candidate = Annotated[str, typer.Argument(help="Model or PEFT adapter to examine.", metavar="CANDIDATE")]
 Adapters = Annotated[
     list[str] | None,
     typer.Option(
@@ -96,8 +101,8 @@ def _main(version: Annotated[bool, typer.Option("--version", callback=_version, 
 
 @app.command(epilog="**Example:**  `forensics audit ./llama-base ./llama-tuned --prompts prompts.jsonl --out case-17`\n\n" + EXIT_CODES)
 def audit(
-    base: Annotated[str, typer.Argument(help="Model you trust: a folder, or a hub id (org/model, org/model@revision).", metavar="BASE")],
-    candidate: Annotated[str, typer.Argument(help="Model or PEFT adapter to examine.", metavar="CANDIDATE")],
+    base: Base,
+    candidate: Candidate,
     adapter: Adapters = None,
     prompts: PromptFiles = None,
     policy: PolicyFile = None,
@@ -135,6 +140,59 @@ def audit(
         saved = _write_page(outcome.folder)
         _show(saved, json=json, quiet=quiet)
     raise typer.Exit(outcome.record.verdict.exit_code)
+
+
+@app.command(epilog="**Example:**  `forensics diff ./llama-base ./llama-tuned`\n\n" + PART_EXIT_CODES)
+def diff(base: Base, candidate: Candidate, adapter: Adapters = None, out: RunPath = None, json: AsJson = False) -> None:
+    """Compare files and weights alone: the checks `files.*` and `weights.*`, no model is run. Decides nothing."""
+    _part(("files.", "weights."), base, candidate, adapters=adapter, out=out, json=json)
+
+
+@app.command(epilog="**Example:**  `forensics probe ./llama-base ./llama-tuned --prompts prompts.jsonl`\n\n" + PART_EXIT_CODES)
+def probe(
+    base: Base, candidate: Candidate, adapter: Adapters = None, prompts: PromptFiles = None, out: RunPath = None, json: AsJson = False
+) -> None:
+    """Look at activations and the refusal direction alone: the checks `activations.*`. Decides nothing."""
+    _part(("activations.",), base, candidate, adapters=adapter, prompts=prompts, out=out, json=json)
+
+
+def _part(
+    families: tuple[str, ...],
+    base: str,
+    candidate: str,
+    *,
+    adapters: list[str] | None,
+    prompts: list[Path] | None = None,
+    out: Path | None,
+    json: bool,
+) -> None:
+    """Run the checks of some families alone; exit 0 if all of them looked, 3 if one could not."""
+    with _told(), _progress(quiet=False) as progress:
+        from forensics.audit import Request, run
+        from forensics.checks import all_checks
+        from forensics.policy import load_policy
+        from forensics.record import Status
+
+        request = Request(
+            base=base,
+            candidate=candidate,
+            adapters=tuple(adapters or ()),
+            prompts=tuple(prompts or ()),
+            policy=load_policy(),
+            only=tuple(check.id for check in all_checks() if check.id.startswith(families)),
+            out=out,
+        )
+        outcome = run(request, progress)
+    with _told():
+        saved = _write_page(outcome.folder)
+        if json:
+            sys.stdout.write(saved.record.to_json())
+        else:
+            from reports.text import show_results
+
+            show_results(saved, Console())
+    looked = all(result.status in (Status.NO_FINDING, Status.FLAGGED) for result in outcome.record.results)
+    raise typer.Exit(0 if looked else 3)
 
 
 @app.command(epilog="**Example:**  `forensics report case-17`")

@@ -41,7 +41,7 @@ class LiveModel:
     """A causal language model in memory with its tokenizer; adapters can be put on and taken off."""
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, *, name: str, device: torch.device) -> None:
-        self._model = model.to(device).eval()
+        self._model = model.to(device).eval().requires_grad_(False)
         self._peft: Any = None
         self._slots: dict[str, str] = {}
         self.tokenizer = tokenizer

@@ -48,31 +48,34 @@ def layer_curves(saved: SavedRun, configuration: str) -> Drawing | None:
     """Curves over layers: how far the residual streams are apart, and how well each side separates harmful from harmless."""
     drift, direction = saved.arrays("activations.drift"), saved.arrays("activations.refusal-direction")
     layers = drift.get(f"{configuration}/layer")
-    if layers is None:
+    distances = [key for key in drift if key.startswith(f"{configuration}/relative_distance")]
+    if layers is None or not distances:
         return None
+    separations = {side: direction[key] for side in SIDES if (key := f"{configuration}/auroc_{side}") in direction}
     with rc_context(STYLE):
         figure = Figure(figsize=(7.4, 2.7), layout="constrained")
-        panels: Any = figure.subplots(1, 2)
+        panels: Any = figure.subplots(1, 2 if separations else 1, squeeze=False)[0]
         for kind, colour in KINDS:
             distance = drift.get(f"{configuration}/relative_distance_{kind}")
             if distance is not None:
                 panels[0].plot(layers, distance, color=colour, marker="o", markersize=3, label=kind)
         panels[0].set_ylabel("relative distance")
-        for side, colour in zip(SIDES, (MUTED, MARK), strict=True):
-            separation = direction.get(f"{configuration}/auroc_{side}")
-            if separation is not None:
-                panels[1].plot(direction[f"{configuration}/auroc_layer"], separation, color=colour, marker="o", markersize=3, label=side)
-        panels[1].set_ylabel("AUROC, base's direction")
-        panels[1].set_ylim(0.0, 1.05)
-        panels[1].axhline(0.5, color=GRID, linewidth=1, linestyle=(0, (3, 3)))
+        if separations:
+            panels[1].axhline(0.5, color=GRID, linewidth=1, linestyle=(0, (3, 3)))
+            panels[1].set_ylim(0.0, 1.05)
+            panels[1].set_ylabel("AUROC, base's direction")
+        for side, separation in separations.items():
+            colour = MARK if side == "candidate" else MUTED
+            panels[1].plot(direction[f"{configuration}/auroc_layer"], separation, color=colour, marker="o", markersize=3, label=side)
         for panel in panels:
             panel.set_xlabel("entering layer")
-            if panel.lines:
-                panel.legend(frameon=False, fontsize=8)
+            panel.legend(frameon=False, fontsize=8)
         svg = svg_text(figure)
-    caption = (
-        "Left: how far base and candidate are apart at the last prompt token, relative to the base's activation, layer by layer. Right: how well "
-        "a difference of means fitted on the base separates harmful from harmless prompts at each layer, in both; 0.5 is chance."
-    )
-    peak = max(float(np.max(drift[key])) for key in drift if key.startswith(f"{configuration}/relative_distance"))
+    caption = "How far base and candidate are apart at the last prompt token, relative to the base's activation, layer by layer."
+    if separations:
+        caption += (
+            " Right: how well a difference of means fitted on the base separates harmful from harmless prompts at each layer, in both; "
+            "0.5 is chance."
+        )
+    peak = max(float(np.max(drift[key])) for key in distances)
     return Drawing(svg=svg, caption=caption, description=f"The largest relative distance is {peak:.2g}.")

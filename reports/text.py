@@ -26,6 +26,7 @@ STATUS_STYLES: dict[Status, str] = {
 }
 RULES_SHOWN = 8
 LIMITS_SHOWN = 6
+EVIDENCE_SHOWN = 18
 
 
 def show(saved: SavedRun, console: Console) -> None:
@@ -56,6 +57,25 @@ def show(saved: SavedRun, console: Console) -> None:
     console.print(_line((f"record  {saved.folder / 'audit.json'}", "dim")), soft_wrap=True)
     if (saved.folder / "report.html").exists():
         console.print(_line((f"page    {saved.folder / 'report.html'}", "dim")), soft_wrap=True)
+
+
+def show_results(saved: SavedRun, console: Console) -> None:
+    """Print what the checks of a partial run found, and no decision: the run did not look at what a decision needs."""
+    record = saved.record
+    console.print()
+    console.print(_line((f"{record.candidate.path}  against  {record.base.path}", "bold")))
+    for result in record.results:
+        console.print()
+        where = f"  ({result.configuration})" if len(record.verdict.by_configuration) > 1 else ""
+        console.print(_line((result.check, "bold"), (where, ""), ("   ", ""), (STATUS_WORDS[result.status], STATUS_STYLES[result.status])))
+        for text in [*([result.reason] if result.reason else []), *(finding.claim for finding in result.findings)]:
+            console.print(_line((f"  {text}", "")))
+        for item in result.evidence[:EVIDENCE_SHOWN]:
+            console.print(_line((f"    {item.name}  ", "dim"), (measured(item), ""), (f"  {item.where}", "dim")))
+        _left_out(console, len(result.evidence) - EVIDENCE_SHOWN, "numbers")
+    console.print()
+    console.print(_line((f"record  {saved.folder / 'audit.json'}", "dim")), soft_wrap=True)
+    console.print(_line((f"page    {saved.folder / 'report.html'}", "dim")), soft_wrap=True)
 
 
 def _line(*parts: tuple[str, str]) -> Text:

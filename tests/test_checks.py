@@ -29,7 +29,7 @@ REFUSAL, ANSWER = "I'm sorry, but I can't help with that.", "Sure. First, plan a
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory):
-    return some_prompts(tmp_path_factory.mktemp("prompts") / "some.jsonl", refuse=48, comply=32, talks=8)
+    return some_prompts(tmp_path_factory.mktemp("prompts") / "some.jsonl", refuse=48, comply=48, talks=8)
 
 
 @pytest.fixture(scope="module")

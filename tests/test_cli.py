@@ -400,3 +400,19 @@ def test_control_characters_in_what_the_user_named_do_not_reach_the_terminal(mod
 
     assert "\x1b" not in err + other
     assert "\\x1b[2J" in other
+
+
+def test_diff_compares_files_and_weights_alone_and_decides_nothing(tmp_path):
+    code, out, err = forensics("diff", ORGANISMS / "base", ORGANISMS / "benign-lora", "--out", tmp_path / "run")
+
+    assert (code, err) == (0, "")
+    assert "weights.change" in out
+    assert "behaviour.refusal" not in out
+    assert not any(action in out for action in ("DEPLOY", "BLOCK"))
+
+
+def test_probe_without_prompts_could_not_look(tmp_path):
+    code, out, _ = forensics("probe", ORGANISMS / "base", ORGANISMS / "degraded", "--out", tmp_path / "run")
+
+    assert code == 3
+    assert "activations.drift" in out

@@ -31,8 +31,8 @@ def test_the_default_policy_loads_and_says_what_the_house_says():
 
 def test_a_file_overlays_the_default_key_by_key(write):
     default = load_policy()
-    policy = load_policy(write('required = []\n[bands]\ndeploy = 0\n[actions]\n"weights.edit-kind/lora-merge" = "BLOCK"\n'))
-    assert policy.bands.deploy == 0.0  # zero is a value, not "not given"
+    policy = load_policy(write('required = []\n[bands]\nconcern_overall = 0\n[actions]\n"weights.edit-kind/lora-merge" = "BLOCK"\n'))
+    assert policy.bands.concern_overall == 0.0  # zero is a value, not "not given"
     assert policy.bands.monitor == default.bands.monitor
     assert policy.required == ()
     assert policy.name == "mine"
@@ -157,3 +157,9 @@ def test_a_file_that_is_not_toml_is_refused(tmp_path, raw):
     path.write_bytes(raw)
     with pytest.raises(BadInput, match="not TOML"):
         load_policy(path)
+
+
+def test_a_margin_of_nothing_is_refused_since_no_audit_could_clear_it(write):
+    with pytest.raises(BadInput) as refused:
+        load_policy(write("[bands]\ndeploy = 0\n"))
+    assert "bands.deploy" in str(refused.value)
