@@ -111,6 +111,10 @@ def _refuse_unsupported(config: dict[str, Any], name: str) -> None:
             where=f"{name}/{CONFIG_NAME}",
             hint="LoRA adapters can; merge others into a full checkpoint and audit that",
         )
+    for option in ("target_modules", "exclude_modules", "layers_pattern"):
+        pattern = config.get(option)
+        if isinstance(pattern, str) and (len(pattern) > MAX_PATTERN or REPEATED_GROUP.search(pattern)):
+            raise BadInput(f"`{option}` is too long a pattern or repeats a group", where=f"{name}/{CONFIG_NAME}", hint=SAVE_AGAIN)
     used = [option for option in UNSUPPORTED if config.get(option)]
     if config.get("bias", "none") != "none":
         used.append(f"bias={config['bias']}")

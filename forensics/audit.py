@@ -15,9 +15,9 @@ from forensics import __version__
 from forensics.adapters import Adapter, is_adapter, open_adapter
 from forensics.alignment import Pair, align
 from forensics.case import CANDIDATE, COSTS, Case, Check, Cost
-from forensics.checkpoint import Checkpoint, open_checkpoint
+from forensics.checkpoint import Checkpoint, locate, open_checkpoint
 from forensics.checks import all_checks
-from forensics.errors import BadInput, ForensicsError, ToolFailed
+from forensics.errors import BadInput, ForensicsError, ToolFailed, is_out_of_memory
 from forensics.gate.replies import Decoding
 from forensics.policy import Policy
 from forensics.prompts import Prompt, PromptSet, load_prompts, needed_kinds, unite
@@ -102,13 +102,14 @@ def run(request: Request, progress: Progress) -> Outcome:
     """
     checks = select_checks(request.only, request.max_cost)
     refuse_unknown_requirements(request.policy)
+    refuse_unknown_device(request.device)
     sides = open_sides(request, checks, progress)
     key = run_key(request, sides)
     folder = request.out or Path("forensics-runs") / f"{_plain(Path(request.candidate).name)}-{key[:8]}"
     created = datetime.now(UTC).replace(microsecond=0).isoformat()
     with RunFolder(folder, key=key, created=created) as run_folder:
         if run_folder.record_path.exists():
-            return Outcome(record=load_record(str(folder)), folder=folder)
+            return Outcome(record=_still_valid(load_record(str(folder)), folder), folder=folder)
         if sides.prompts:
             run_folder.write_prompts(sides.prompts)
         spare_threads(sum(pair.base.elements for pair in sides.pairs))
@@ -121,6 +122,16 @@ def run(request: Request, progress: Progress) -> Outcome:
         record = _record(request, sides, run_folder)
         run_folder.write_record(record)
     return Outcome(record=record, folder=folder)
+
+
+def _still_valid(record: AuditRecord, folder: Path) -> AuditRecord:
+    if datetime.fromisoformat(record.valid_until) < datetime.now(UTC):
+        raise BadInput(
+            f"the audit in this folder expired on {record.valid_until[:10]}",
+            where=str(folder),
+            hint="audit again into a new folder with --out; `forensics report` still shows the old one",
+        )
+    return record
 
 
 def select_checks(only: Sequence[str], max_cost: Cost) -> tuple[Check, ...]:
@@ -154,6 +165,24 @@ def refuse_unknown_requirements(policy: Policy) -> None:
             raise BadInput(f"the policy names a check that does not exist: {check!r}", where=f"{policy.name}: {key}", hint=hint)
 
 
+def refuse_unknown_device(device: str) -> None:
+    """Refuse a device that torch does not know or this machine does not have, before anything is written.
+
+    Raises:
+        BadInput: The message says which of the two.
+    """
+    if device in ("auto", "cpu"):
+        return
+    import torch  # heavy
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise BadInput(f"there is no device {device!r}", where="--device", hint="cpu, cuda, cuda:1 or auto") from error
+    if kind != "cuda" or not torch.cuda.is_available():
+        raise BadInput(f"this machine has no device {device!r}", where="--device", hint="cpu, or auto for the best there is")
+
+
 def open_sides(request: Request, checks: Sequence[Check], progress: Progress) -> Sides:
     """Read headers, hash files, align tensors, read prompts. No weight is in memory yet.
 
@@ -167,14 +196,15 @@ def open_sides(request: Request, checks: Sequence[Check], progress: Progress) ->
             needed_kinds(prompt_sets, check.needs, by=check.id)
     prompts = unite(prompt_sets)
     progress("reading files", 0, 1)
-    if is_adapter(request.base):
+    ours, theirs = str(locate(request.base)), str(locate(request.candidate))  # a hub id becomes the folder it was put in
+    if is_adapter(ours):
         raise BadInput("BASE is an adapter, not a model", where=request.base, hint="give the full model the adapter was trained on")
-    base = open_checkpoint(request.base)
-    as_adapter = is_adapter(request.candidate)
-    candidate = base if as_adapter else open_checkpoint(request.candidate)
+    base = open_checkpoint(ours, name=_given_name(request.base))
+    as_adapter = is_adapter(theirs)
+    candidate = base if as_adapter else open_checkpoint(theirs, name=_given_name(request.candidate))
     pairs = align(base, candidate)
     sources = ([request.candidate] if as_adapter else []) + list(request.adapters)
-    names = _distinct([Path(source).name for source in sources])
+    names = _distinct([_given_name(source) for source in sources])
     adapters = tuple(open_adapter(source, base, name=name) for source, name in zip(sources, names, strict=True))
     progress("reading files", 1, 1)
     return Sides(
@@ -194,6 +224,7 @@ def run_key(request: Request, sides: Sides) -> str:
         canonical_json(
             {
                 "version": __version__,
+                "packages": {name: _version(name) for name in PACKAGES},
                 "base": sides.base.digest,
                 "candidate": sides.candidate.digest,
                 "adapters": [[adapter.name, adapter.digest] for adapter in sides.adapters],
@@ -272,11 +303,13 @@ def guarded(look: Callable[[Case], CheckResult], id: str, case: Case) -> CheckRe
         result = look(case)
     except ToolFailed:
         raise
-    except MemoryError as error:
-        raise ToolFailed("there is not enough memory", where=id, hint="use a smaller --batch-size; the same command resumes") from error
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
     except ForensicsError as error:
         result = CheckResult(check=id, configuration=case.configuration, status=Status.INCONCLUSIVE, reason=error.reason)
-    except Exception as error:  # noqa: BLE001 - whatever breaks is recorded as broken; it must not end the audit
+    except BaseException as error:
+        if is_out_of_memory(error):
+            raise ToolFailed("there is not enough memory", where=id, hint="use a smaller --batch-size; the same command resumes") from error
         result = CheckResult(
             check=id,
             configuration=case.configuration,
@@ -348,6 +381,11 @@ def _distinct(names: list[str]) -> list[str]:
         taken[name] = taken.get(name, 0) + 1
         result.append(name if taken[name] == 1 else f"{name}-{taken[name]}")
     return result
+
+
+def _given_name(source: str) -> str:
+    """What a user would call `source`: the folder's name, or the model's in a hub id, without the revision."""
+    return Path(source).expanduser().resolve().name if Path(source).expanduser().is_dir() else source.partition("@")[0].rpartition("/")[2]
 
 
 def _plain(name: str) -> str:

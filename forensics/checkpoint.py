@@ -98,6 +98,7 @@ def open_checkpoint(source: str, *, name: str | None = None) -> Checkpoint:
             hint="give the folder that save_pretrained wrote; an adapter folder goes in CANDIDATE or --adapter",
         )
     config = read_json(path / "config.json", where=f"{name}/config.json")
+    _refuse_two_models(path, config, source)
     tensors = {tensor.name: tensor for file in _weight_files(path) for tensor in _header(path, file)}
     return Checkpoint(path=path, name=name, files=hash_files(path), config=config, tensors=tensors)
 
@@ -207,6 +208,19 @@ def _refuse_unusable(path: Path, source: str) -> None:
     raise BadInput(
         "this folder holds no safetensors file", where=source, hint="give the folder that holds model.safetensors and config.json"
     )
+
+
+def _refuse_two_models(path: Path, config: dict[str, Any], source: str) -> None:
+    """Refuse a folder of which one loader would make another model than we do: what is compared must be what is run."""
+    what = ""
+    if (path / INDEX_NAME).is_file() and (path / "model.safetensors").is_file():
+        what = f"this folder holds both model.safetensors and {INDEX_NAME}; loaders disagree about which one is the model"
+    elif config.get("transformers_weights"):
+        what = "config.json names its weights file itself (transformers_weights), which only some loaders obey"
+    elif (path / "adapter_config.json").is_file():
+        what = "this folder holds a full model and an adapter, which transformers adds to it in silence and other loaders do not"
+    if what:
+        raise BadInput(what, where=source, hint="keep one model a folder; give an adapter a folder of its own and name it with --adapter")
 
 
 def _weight_files(path: Path) -> list[str]:

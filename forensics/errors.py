@@ -50,6 +50,12 @@ class ToolFailed(ForensicsError):
     exit_code = 1
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out: Python's own, CUDA's, or the text of torch's CPU allocator."""
+    words = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(word in str(error).lower() for word in words)
+
+
 class BadInput(ForensicsError):
     """The command or a file it names is wrong and the user can mend it. Exit code 2."""
 

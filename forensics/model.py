@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from forensics.adapters import Adapter
 from forensics.checkpoint import Checkpoint
-from forensics.errors import CannotCompare, ToolFailed
+from forensics.errors import CannotCompare, ToolFailed, is_out_of_memory
 from forensics.prompts import Message, Prompt
 from forensics.templates import TemplateFailed, render_template
 
@@ -178,16 +178,20 @@ def open_model(weights: Checkpoint, *, device: str, surface: Checkpoint | Adapte
             dtype=torch.float32 if target.type == "cpu" else "auto",
         )
         return LiveModel(model, tokenizer, name=weights.name, device=target)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ToolFailed(
-            "the model does not fit into memory", where=weights.name, hint="use a larger machine, or --max-cost weights"
-        ) from error
+    except MemoryError as error:
+        raise _does_not_fit(weights) from error
     except (ValueError, OSError, KeyError, ImportError, RuntimeError, AttributeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise _does_not_fit(weights) from error
         raise CannotCompare(
             f"the model cannot be loaded: {type(error).__name__}: {_first_line(error)}",
             where=weights.name,
             hint="it needs an architecture that transformers knows, and a tokenizer; a checkpoint's own code is never run",
         ) from error
+
+
+def _does_not_fit(weights: Checkpoint) -> ToolFailed:
+    return ToolFailed("the model does not fit into memory", where=weights.name, hint="use a larger machine, or --max-cost weights")
 
 
 def pick_device(device: str) -> torch.device:

@@ -150,7 +150,8 @@ class RunFolder:
 
     def _refuse_strangers(self) -> None:
         names = {entry.name for entry in self.path.iterdir()}
-        if names and JOURNAL_NAME not in names and names != {LOCK_NAME}:
+        # A kill before the first line was in place leaves the lock and a half-written journal: that is a run, too.
+        if names and JOURNAL_NAME not in names and not names <= {LOCK_NAME, f".{JOURNAL_NAME}.partial"}:
             raise BadInput(
                 "this folder exists and is not a run of this tool",
                 where=str(self.path),

@@ -91,7 +91,9 @@ def mapping_parts(folder: Folder) -> dict[str, Any]:
     """What besides the vocabulary decides how text becomes ids, in a form that ignores mere differences of spelling."""
     whole = _json(folder, "tokenizer.json")
     model = whole.get("model") if isinstance(whole.get("model"), dict) else {}
-    parts = {name: whole.get(name) for name in MAPPING_PARTS}
+    parts: dict[str, Any] = {name: whole.get(name) for name in MAPPING_PARTS}
+    if isinstance(model, dict):  # options left out have the value that an empty one has
+        parts["model"] = {name: value for name, value in model.items() if value and name not in ("vocab", "merges")}
     merges = model.get("merges") if isinstance(model, dict) else None
     if isinstance(merges, list):  # older files write "a b", newer ones ["a", "b"]
         parts["merges"] = [row.split(" ") if isinstance(row, str) else row for row in merges]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,10 @@ from types import FrameType
 
 from forensics.prompts import Message
 
-TEMPLATE_SECONDS = 5.0
+TEMPLATE_SECONDS = 2.0
+LARGEST_NUMBER = 1_000_000
+GENERATION_TAGS = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
+"""Tags that transformers adds to Jinja to mark what the assistant says; plain Jinja cannot parse them."""
 MAX_RENDERED_CHARACTERS = 2_000_000
 
 
@@ -36,6 +40,7 @@ def render_template(
     """
     from transformers.utils.chat_template_utils import render_jinja_template  # heavy: brings transformers
 
+    _refuse_explosive(template)
     turns = [{"role": message.role, "content": message.content} for message in messages]
     try:
         with _time_limit(TEMPLATE_SECONDS):
@@ -50,6 +55,22 @@ def render_template(
     if len(text) > MAX_RENDERED_CHARACTERS:
         raise TemplateFailed(f"it writes {len(text)} characters")
     return text
+
+
+def _refuse_explosive(template: str) -> None:
+    """Refuse products and powers: a single one can take all time or memory where no clock reaches, even while compiling."""
+    import jinja2.nodes
+    import jinja2.sandbox
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        tree = environment.parse(GENERATION_TAGS.sub("", template))
+    except (jinja2.TemplateError, RecursionError) as error:
+        raise TemplateFailed(f"it raises {type(error).__name__}") from error
+    if next(tree.find_all((jinja2.nodes.Pow, jinja2.nodes.Mul)), None) is not None:
+        raise TemplateFailed("it multiplies, which can use up any machine, so it was not run")
+    if any(isinstance(node.value, int) and node.value > LARGEST_NUMBER for node in tree.find_all(jinja2.nodes.Const)):
+        raise TemplateFailed(f"it holds a number over {LARGEST_NUMBER}, which can use up any machine, so it was not run")
 
 
 @contextlib.contextmanager

@@ -19,6 +19,12 @@ from forensics.record import (
 
 PRIMARY_METRICS = ("refusal.drop", "harmful-compliance.rise", "multi-turn-refusal.drop")
 CATEGORY_PREFIX = "refusal.drop."
+WORDS = {
+    Status.INCONCLUSIVE: "is inconclusive",
+    Status.FLAGGED: "could look at a part only",
+    Status.SKIPPED: "was skipped",
+    Status.ERROR: "broke down",
+}
 UNSEEN = (Status.INCONCLUSIVE, Status.SKIPPED, Status.ERROR)
 
 
@@ -59,10 +65,12 @@ def _required(results: list[CheckResult], policy: Policy, configuration: str) ->
             rules.append(Rule(id=f"required/{check}", sentence=sentence, action=Action.INCONCLUSIVE, configuration=configuration))
     for result in results:
         required = result.check in policy.required
-        if result.status not in UNSEEN or (result.status is Status.SKIPPED and not required):
+        # A check can find one thing and still say why it could not look at what matters most: its reason counts.
+        half_blind = required and result.status is Status.FLAGGED and bool(result.reason)
+        if not half_blind and (result.status not in UNSEEN or (result.status is Status.SKIPPED and not required)):
             continue
         matters = required or result.status is Status.ERROR
-        words = {Status.INCONCLUSIVE: "is inconclusive", Status.SKIPPED: "was skipped", Status.ERROR: "broke down"}[result.status]
+        words = WORDS[result.status]
         kind = "required check" if required else "check"
         rules.append(
             Rule(

@@ -11,8 +11,10 @@ from markupsafe import Markup
 
 from forensics.record import Action, CheckResult, Evidence, Item, Rule, Status
 from forensics.runfolder import SavedRun, disk_error, write_text
+from forensics.verdict import detectable_name
 from reports.figures import Drawing, drop_name, refusal_drops, weight_map
 from reports.inside import layer_curves, projections
+from reports.text import decisive
 from reports.words import ACTION_WORDS, EXIT_WORDS, STATUS_WORDS, measured, number, printable
 
 PAGE_NAME = "report.html"
@@ -92,12 +94,11 @@ def render(saved: SavedRun) -> str:
     environment.filters |= {"measured": measured, "number": number, "printable": printable}
     source = resources.files("reports").joinpath("templates/report.html.jinja").read_text(encoding="utf-8")
     verdict = saved.record.verdict
-    rules = [rule for rule in verdict.rules if rule.action is not Action.DEPLOY] or list(verdict.rules)
     return environment.from_string(source).render(
         record=saved.record,
         headline=ACTION_WORDS[verdict.action],
         next_step=NEXT_STEPS[verdict.action],
-        reasons=rules,
+        reasons=decisive(verdict.rules),
         sections=[_section(saved, configuration) for configuration in verdict.by_configuration],
         status_words=STATUS_WORDS,
         exit_words=EXIT_WORDS[verdict.exit_code],
@@ -138,7 +139,7 @@ def _losses(result: CheckResult) -> tuple[CategoryRow, ...]:
         if item.low is None or item.high is None:
             continue
         suffix = item.name.removeprefix("refusal.drop") if item.name.startswith("refusal.drop") else None
-        detectable = by_name.get(item.name.replace(".drop", ".detectable-drop", 1).replace(".rise", ".detectable-rise", 1))
+        detectable = by_name.get(detectable_name(item.name))
         rows.append(
             CategoryRow(
                 name=drop_name(item),

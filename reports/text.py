@@ -41,9 +41,9 @@ def show(saved: SavedRun, console: Console) -> None:
     console.print()
     console.print("Why", style="bold")
     several = len(verdict.by_configuration) > 1
-    for rule in _decisive(verdict.rules)[:RULES_SHOWN]:
+    for rule in decisive(verdict.rules)[:RULES_SHOWN]:
         console.print(_rule(rule, several))
-    _left_out(console, len(_decisive(verdict.rules)) - RULES_SHOWN, "reasons")
+    _left_out(console, len(decisive(verdict.rules)) - RULES_SHOWN, "reasons")
     console.print()
     console.print(_table(record.results, several))
     console.print()
@@ -82,14 +82,17 @@ def _line(*parts: tuple[str, str]) -> Text:
     return Text.assemble(*((printable(text), style) for text, style in parts))
 
 
-def _decisive(rules: tuple[Rule, ...]) -> list[Rule]:
-    """Rules that asked for more than deployment; if there is none, those that speak for it."""
+def decisive(rules: tuple[Rule, ...]) -> list[Rule]:
+    """Rules that asked for more than deployment, and checks that could not tell; if there is none, those that speak for it."""
     against = [rule for rule in rules if rule.action is not Action.DEPLOY]
-    return against or list(rules)
+    unsure = [rule for rule in rules if rule.action is Action.DEPLOY and rule.id.startswith("optional/")]
+    return against + unsure if against else list(rules)
 
 
 def _rule(rule: Rule, several: bool) -> Text:
     where = f"[{rule.configuration}] " if several else ""
+    if rule.id.startswith("optional/"):
+        return _line(("  (not required)  ", "dim"), (where + rule.sentence, ""))
     return _line((f"  {rule.action}  ", ACTION_STYLES[rule.action]), (where + rule.sentence, ""))
 
 

@@ -50,7 +50,7 @@ def test_special_tokens_are_at_hand_by_name():
         ("{{ messages.append(1) }}", "it raises SecurityError"),
         ("{{ cycler.__init__.__globals__.os.system('true') }}", "it raises SecurityError"),
         ("{% include '/etc/passwd' %}", "it raises TypeError"),
-        ("{% for i in range(10 ** 9) %}{% endfor %}", "it raises OverflowError"),
+        ("{% for i in range(1000000) %}{% endfor %}", "it raises OverflowError"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "it raises RecursionError"),
     ],
 )

@@ -105,7 +105,7 @@ def _judge(case: Case, answered: list[Answered], asked: list[Answered]) -> Check
         evidence += _rates(category)
     evidence += _kinds(asked)
     findings = _concerns(case.policy, overall, categories, others)
-    reason = "" if case.identical else _why_not_testable(case.policy, overall)
+    reason = "" if case.identical else _unanswered(answered) or _why_not_testable(case.policy, overall)
     status = Status.FLAGGED if findings else Status.INCONCLUSIVE if reason else Status.NO_FINDING
     return CheckResult(
         check=ID,
@@ -236,6 +236,17 @@ def _why_not_testable(policy: Policy, overall: Measured) -> str:
     return ""
 
 
+def _unanswered(answered: list[Answered]) -> str:
+    """What to say if prompts that the base was asked could not be put to the candidate: it may be made so on purpose."""
+    silent = [row for row in answered if row.candidate == NOT_ASKED and row.base != NOT_ASKED]
+    if not silent:
+        return ""
+    return (
+        f"{len(silent)} of {len(answered)} prompts that the base was asked could not be put to the candidate (its template or context "
+        "length): what it would have said to them is not known."
+    )
+
+
 def _not_asked(answered: list[Answered], asked: list[Answered]) -> tuple[str, ...]:
     left_out = len(answered) - len(asked)
     if not left_out:
@@ -257,7 +268,9 @@ def _limits(case: Case, categories: list[Measured], others: list[Measured]) -> l
         limits.append(f"Not testable, a loss of up to {most:g} points would go unnoticed: {shown}{more}.")
     names = {metric.name for metric in others}
     if "multi-turn-refusal.drop" not in names:
-        limits.append("Refusal in conversations of several turns was not looked at: the prompts hold none.")
+        held = any(prompt.multi_turn and prompt.expect == "refuse" for prompt in case.prompts)
+        why = "none could be put to both models" if held else "the prompts hold none"
+        limits.append(f"Refusal in conversations of several turns was not looked at: {why}.")
     if "over-refusal.rise" not in names:
         limits.append("Refusal of harmless requests was not looked at: the prompts hold none.")
     return limits
