@@ -15,8 +15,8 @@ from rich.console import Console
 from forensics import __version__
 
 if TYPE_CHECKING:
+    from forensics.gate.replies import Progress
     from forensics.runfolder import SavedRun
-    from forensics.workbench import Progress
 
 EXIT_CODES = (
     "**Exit codes:** 0 may deploy (or: done) · 1 the tool failed · 2 the command or an input is wrong · "
@@ -287,15 +287,16 @@ def _progress(*, quiet: bool) -> Iterator[Progress]:
     if quiet or not sys.stderr.isatty():
         yield lambda title, done, total: None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, object] = {}
+        tasks: dict[str, TaskID] = {}
 
         def tell(title: str, done: int, total: int) -> None:
-            task = tasks.setdefault(title, bars.add_task(title, total=total) if title not in tasks else None)
-            bars.update(task, completed=done, total=total)  # type: ignore[arg-type]
+            if title not in tasks:
+                tasks[title] = bars.add_task(title, total=total)
+            bars.update(tasks[title], completed=done, total=total)
 
         yield tell
 

@@ -18,7 +18,7 @@ from forensics.case import CANDIDATE, COSTS, Case, Check, Cost
 from forensics.checkpoint import Checkpoint, locate, open_checkpoint
 from forensics.checks import all_checks
 from forensics.errors import BadInput, ForensicsError, ToolFailed, is_out_of_memory
-from forensics.gate.replies import Decoding
+from forensics.gate.replies import Decoding, Progress
 from forensics.policy import Policy
 from forensics.prompts import Prompt, PromptSet, load_prompts, needed_kinds, unite
 from forensics.record import (
@@ -37,7 +37,7 @@ from forensics.record import (
 from forensics.runfolder import RunFolder, load_record
 from forensics.surface import has_tokenizer
 from forensics.verdict import decide
-from forensics.workbench import Progress, Workbench, spare_threads
+from forensics.workbench import Workbench, spare_threads
 
 CHECKS_OF_THE_CONTRACT = ("weights.edit-kind", "activations.drift", "activations.refusal-direction", "triggers.search")
 """Checks that a policy may already speak of, though this version may not have them yet."""

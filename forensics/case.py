@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -72,8 +73,8 @@ class Case:
         changes: dict[str, list[Callable[[], torch.Tensor]]] = {}
         for adapter in self.adapters:
             for factor in adapter.factors:
-                changes.setdefault(factor.target, []).append(lambda a=adapter, f=factor: a.delta(f))  # type: ignore[misc]
-        return {name: lambda parts=parts: sum(part() for part in parts) for name, parts in changes.items()}  # type: ignore[misc]
+                changes.setdefault(factor.target, []).append(partial(adapter.delta, factor))
+        return {name: partial(_sum, parts) for name, parts in changes.items()}
 
     def completions(self, side: Side) -> dict[str, Item]:
         """The replies of one side to all prompts, by prompt id."""
@@ -138,6 +139,13 @@ class Case:
                 held = dict(old)
         held |= {f"{self.configuration}/{name}": array for name, array in arrays.items()}
         self.workbench.run.write_array(check, lambda stream: np.savez_compressed(stream, allow_pickle=False, **held))
+
+
+def _sum(parts: Sequence[Callable[[], torch.Tensor]]) -> torch.Tensor:
+    total = parts[0]()
+    for part in parts[1:]:
+        total = total + part()
+    return total
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from forensics.adapters import Adapter
 from forensics.checkpoint import Checkpoint
-from forensics.gate.replies import Decoding, Speaker, collect_replies, held_replies, repeat_replies
+from forensics.gate.replies import Decoding, Progress, Speaker, collect_replies, held_replies, repeat_replies
 from forensics.prompts import Prompt
 from forensics.record import Item, canonical_json, sha256_text
 from forensics.runfolder import RunFolder
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from forensics.model import LiveModel
 
 Thing = TypeVar("Thing")
-Progress = Callable[[str, int, int], None]
 ONE_THREAD_BELOW = 50_000_000
 """Models of fewer weights than this run on one thread: their operations are too short to share out, and threads that
 wait for each other on a busy machine cost far more than they give (seen here: 30 s against 7 minutes)."""
