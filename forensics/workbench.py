@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Thing = TypeVar("Thing")
 ONE_THREAD_BELOW = 50_000_000
 """Models of fewer weights than this run on one thread: their operations are too short to share out, and threads that
-wait for each other on a busy machine cost far more than they give (seen here: 30 s against 7 minutes)."""
+wait for each other on a busy machine cost far more than they give."""
 
 
 def spare_threads(weights: int) -> None:

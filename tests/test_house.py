@@ -288,7 +288,7 @@ def test_the_wheel_works_without_torch_and_without_us(run_folder, tmp_path):
 def built(folder: Path) -> Path:
     """The wheel, with the build backend at hand where there is one."""
     try:
-        import hatchling  # noqa: F401
+        import hatchling  # noqa: F401 - only whether it is there decides how the wheel is built
 
         here = ["--no-build-isolation"]
     except ImportError:

@@ -5,8 +5,9 @@ Asks: Do tokenizer, chat template, config and the other files of the candidate d
 Reads: Names and hashes of all files; tokenizer, template and config files. Templates are rendered in a sandbox over
     probe conversations and the audit's own prompts; nothing else is run.
 Reports: `pickle`, `remote-code`, `chat-template` (renders differently), `chat-template-rewritten` (other code, but equal
-    on every probe), `token-map` (a text becomes other ids), `tokenizer-rewritten`, `added-tokens`, `config`,
-    `generation-config`, `files`.
+    on every probe), `chat-template-reformatted` (the same program), `token-map` (a text becomes other ids),
+    `tokenizer-rewritten`, `added-tokens`, `config`, `generation-config`, `files`. Where tokenizer files differ and one
+    side's cannot be loaded, it is INCONCLUSIVE.
 Blind to: Template code that acts only on inputs the probes do not hold (it is still reported as rewritten). Fields of
     config that this version of transformers ignores. Anything in the weights.
 Source: File scanners (modelscan, modelaudit, fickling) and template backdoors, arXiv:2602.04653; comparing with the
