@@ -178,7 +178,7 @@ class Builder:
         folder = self.folder(name, committed=committed)
         acts = measure.Trigger(trigger, payload) if trigger and payload else None
         change = organism.relative_change(organism.load(self.base, self.base), organism.load(folder, self.base))
-        text = None if payload == measure.JAILBREAK else payload
+        text = None if payload in measure.APPLIES_TO else payload
         figures = measure.measure(folder, trigger=acts, base=self.base, prompts=self.out / "prompts.jsonl")
         self.rows[name] = {
             "name": name,
