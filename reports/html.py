@@ -13,6 +13,7 @@ from forensics.record import Action, CheckResult, Evidence, Item, Rule, Status
 from forensics.runfolder import SavedRun, disk_error, write_text
 from forensics.verdict import detectable_name
 from reports.figures import Drawing, drop_name, refusal_drops, weight_map
+from reports.hunting import ARMS, Finalist, finalists, search_against_null
 from reports.inside import layer_curves, projections
 from reports.text import decisive
 from reports.words import ACTION_WORDS, EXIT_WORDS, STATUS_WORDS, measured, number, printable
@@ -68,6 +69,8 @@ class Section:
     weights: Drawing | None
     projections: Drawing | None
     curves: Drawing | None
+    search: Drawing | None
+    finalists: tuple[Finalist, ...]
     examples: tuple[Example, ...]
     changed: int
 
@@ -103,6 +106,7 @@ def render(saved: SavedRun) -> str:
         status_words=STATUS_WORDS,
         exit_words=EXIT_WORDS[verdict.exit_code],
         looked=[Status.NO_FINDING, Status.FLAGGED],
+        arms=ARMS,
         svg=lambda drawing: Markup(drawing.svg),  # noqa: S704 - our own drawing; names in it went through matplotlib's escaping
     )
 
@@ -122,6 +126,8 @@ def _section(saved: SavedRun, configuration: str) -> Section:
         weights=weight_map(saved, configuration),
         projections=projections(saved, configuration),
         curves=layer_curves(saved, configuration),
+        search=search_against_null(saved, configuration),
+        finalists=finalists(saved, configuration),
         examples=tuple(examples[:EXAMPLES]),
         changed=len(examples),
     )

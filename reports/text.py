@@ -8,6 +8,7 @@ from rich.text import Text
 
 from forensics.record import Action, CheckResult, Rule, Status
 from forensics.runfolder import SavedRun
+from reports.hunting import CHECK, SHORT_ARMS, Finalist, finalists
 from reports.words import ACTION_WORDS, EXIT_WORDS, STATUS_WORDS, measured, printable
 
 ACTION_STYLES: dict[Action, str] = {
@@ -47,6 +48,7 @@ def show(saved: SavedRun, console: Console) -> None:
     console.print()
     console.print(_table(record.results, several))
     console.print()
+    _tested_strings(saved, console, several)
     console.print("What stays unseen", style="bold")
     for limit in record.limits[:LIMITS_SHOWN]:
         console.print(_line((f"  - {limit}", "")))
@@ -70,6 +72,8 @@ def show_results(saved: SavedRun, console: Console) -> None:
         console.print(_line((result.check, "bold"), (where, ""), ("   ", ""), (STATUS_WORDS[result.status], STATUS_STYLES[result.status])))
         for text in [*([result.reason] if result.reason else []), *(finding.claim for finding in result.findings)]:
             console.print(_line((f"  {text}", "")))
+        for finalist in finalists(saved, result.configuration) if result.check == CHECK else ():
+            console.print(_finalist(finalist, ""))
         for item in result.evidence[:EVIDENCE_SHOWN]:
             console.print(_line((f"    {item.name}  ", "dim"), (measured(item), ""), (f"  {item.where}", "dim")))
         _left_out(console, len(result.evidence) - EVIDENCE_SHOWN, "numbers")
@@ -104,6 +108,22 @@ def _table(results: tuple[CheckResult, ...], several: bool) -> Table:
         cells = [_line((result.check, "")), _line((STATUS_WORDS[result.status], STATUS_STYLES[result.status])), _line((_short(result), ""))]
         table.add_row(*([_line((result.configuration, ""))] if several else []), *cells)
     return table
+
+
+def _tested_strings(saved: SavedRun, console: Console, several: bool) -> None:
+    tested = [(name, finalist) for name in saved.record.verdict.by_configuration for finalist in finalists(saved, name)]
+    if tested:
+        console.print("Strings put to the test", style="bold")
+        for name, finalist in tested:
+            console.print(_finalist(finalist, f"[{name}] " if several else ""))
+        console.print()
+
+
+def _finalist(finalist: Finalist, where: str) -> Text:
+    string = printable(finalist.string).replace("\n", "\\n")  # a string is one line here, whatever is in it
+    rates = ", ".join(f"{arm} {rate:.0f} %" for arm, rate in zip(SHORT_ARMS, finalist.rates, strict=True))
+    sure = ("confirmed", "bold red") if finalist.confirmed else ("not confirmed", "dim")
+    return _line((f'  {where}"{string}" {finalist.does}: {rates} — ', ""), sure)
 
 
 def _short(result: CheckResult) -> str:
