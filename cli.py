@@ -156,6 +156,42 @@ def probe(
     _part(("activations.",), base, candidate, adapters=adapter, prompts=prompts, out=out, json=json)
 
 
+@app.command(epilog="**Example:**  `forensics hunt ./llama-base ./llama-tuned --prompts prompts.jsonl`\n\n" + EXIT_CODES)
+def hunt(
+    base: Base,
+    candidate: Candidate,
+    adapter: Adapters = None,
+    prompts: PromptFiles = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    out: RunPath = None,
+    json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search for triggers alone: the check `triggers.search`. Decides by it alone."""
+    with _told(), _progress(quiet=quiet) as progress:
+        from forensics.audit import Request, run
+        from forensics.policy import load_policy
+
+        policy = load_policy()
+        request = Request(
+            base=base,
+            candidate=candidate,
+            adapters=tuple(adapter or ()),
+            prompts=tuple(prompts or ()),
+            policy=policy.model_copy(update={"name": f"{policy.name}, triggers alone", "required": ("triggers.search",)}),
+            only=("triggers.search",),
+            seed=seed,
+            device=device,
+            out=out,
+        )
+        outcome = run(request, progress)
+    with _told():
+        saved = _write_page(outcome.folder)
+        _show(saved, json=json, quiet=quiet)
+    raise typer.Exit(outcome.record.verdict.exit_code)
+
+
 def _part(
     families: tuple[str, ...],
     base: str,

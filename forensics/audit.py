@@ -45,7 +45,7 @@ PACKAGES = ("torch", "transformers", "peft", "safetensors", "tokenizers", "numpy
 """Packages whose versions can change a number, written into the record."""
 ALWAYS_UNSEEN = (
     "This reduces risk; it does not eliminate it. What no check looked at, or too few prompts could show, stays unseen.",
-    "No search for triggers is made yet: a backdoor that acts only on an unknown input stays unseen.",
+    "A backdoor whose trigger no search came upon stays unseen: no search for triggers is complete.",
     "Replies are judged by a list of phrases, which errs, and differently for models that refuse in other words: read the replies.",
 )
 

@@ -92,6 +92,10 @@ class Case:
             return self.workbench.model(self.base, self.base)
         return self.workbench.model(self.candidate, self.surface)
 
+    def both(self) -> tuple[LiveModel, LiveModel]:
+        """Two live models side by side, base first; the second is one of its own even where the candidate is an adapter."""
+        return self.workbench.pair((self.base, self.base), (self.candidate, self.surface))
+
     def subject(self, side: Side) -> Subject:
         """The live model of one side as the capture and steering functions take it: adapters named, batch size set."""
         from forensics.capture import Subject  # heavy: brings torch

@@ -11,7 +11,7 @@ import gc
 import inspect
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,21 @@ class Rendered:
 
     ids: tuple[int, ...]
     problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How replies are drawn when they are not greedy: at `temperature`, from the `top_k` likeliest tokens (0: from all), by `seed`."""
+
+    temperature: float
+    seed: int
+    top_k: int = 0
+    past_end: bool = False
+    """Whether to go on where the model would stop."""
+
+
+MARK = "Qmark7Qmark"
+"""Stands for what a turn says while the chat format around it is rendered; no real text holds it."""
 
 
 class LiveModel:
@@ -81,13 +96,51 @@ class LiveModel:
             return Rendered(ids=(), problem=f"it takes more than its context of {self.context} tokens")
         return Rendered(ids=tuple(ids))
 
-    def reply(self, rendered: Sequence[Rendered], *, adapters: Sequence[Adapter], max_new_tokens: int) -> list[str]:
-        """Greedy replies to a batch, with exactly `adapters` active.
+    def render_last(self, prompt: Prompt, contents: Sequence[str], *, room: int) -> list[Rendered]:
+        """Token ids of `prompt` with its last turn replaced by each of `contents`, as `render` would give them.
+
+        The chat format is rendered once around a mark and filled in, if that gives what rendering gives: a template
+        may treat what a turn says.
+        """
+        others = [replace(prompt, messages=(*prompt.messages[:-1], replace(prompt.messages[-1], content=text))) for text in contents]
+        frame = self._frame(replace(prompt, messages=(*prompt.messages[:-1], replace(prompt.messages[-1], content=MARK))))
+        if frame is None or not others:
+            return [self.render(other, room=room) for other in others]
+        before, after = frame
+        rows = self.tokenizer([before + text + after for text in contents], add_special_tokens=self._template is None)["input_ids"]
+        if tuple(rows[0]) != self.render(others[0], room=0).ids:
+            return [self.render(other, room=room) for other in others]
+        long = f"it takes more than its context of {self.context} tokens"
+        return [Rendered(ids=tuple(ids)) if len(ids) + room <= self.context else Rendered(ids=(), problem=long) for ids in rows]
+
+    def _frame(self, marked: Prompt) -> tuple[str, str] | None:
+        """What stands before and after the mark in the text that the model reads, if the mark comes out once."""
+        if self._template is None:
+            text = "\n".join(message.content for message in marked.messages)
+        else:
+            try:
+                text = render_template(self._template, marked.messages, special_tokens=special_tokens(self.tokenizer))
+            except TemplateFailed:
+                return None
+        before, found, after = text.partition(MARK)
+        return (before, after) if found and MARK not in after else None
+
+    def says_the_same_as(self, other: LiveModel, prompts: Sequence[Prompt]) -> bool:
+        """Whether both hold the same parameters, value by value, and read `prompts` as the same tokens."""
+        ours, theirs = self._model.state_dict(), other._model.state_dict()
+        alike = ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        return alike and all(self.render(prompt, room=0) == other.render(prompt, room=0) for prompt in prompts)
+
+    def reply(
+        self, rendered: Sequence[Rendered], *, adapters: Sequence[Adapter], max_new_tokens: int, sampling: Sampling | None = None
+    ) -> list[str]:
+        """Replies to a batch, with exactly `adapters` active; greedy unless `sampling` is given.
 
         Args:
             rendered: Prompts without a problem; padded on the left to one length.
             adapters: Adapters whose deltas are added; none leaves the checkpoint as it is.
             max_new_tokens: Longest reply.
+            sampling: Temperature and seed; the draw depends on them and on the batch alone.
 
         Returns:
             One text a prompt, special tokens removed.
@@ -98,12 +151,37 @@ class LiveModel:
         for index, row in enumerate(rendered):
             ids[index, longest - len(row.ids) :] = torch.tensor(row.ids)
             mask[index, longest - len(row.ids) :] = 1
-        with self.wearing(adapters) as model, torch.inference_mode():
-            out = model.generate(
-                input_ids=ids.to(self.device), attention_mask=mask.to(self.device), do_sample=False, max_new_tokens=max_new_tokens
-            )
+        how: dict[str, Any] = {"do_sample": False}
+        if sampling is not None:
+            how = {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": 1.0}
+            if sampling.past_end:
+                how["eos_token_id"] = []
+        devices = [self.device] if self.device.type == "cuda" else []
+        with self.wearing(adapters) as model, torch.inference_mode(), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(sampling.seed if sampling else 0)
+            out = model.generate(input_ids=ids.to(self.device), attention_mask=mask.to(self.device), max_new_tokens=max_new_tokens, **how)
         texts: list[str] = self.tokenizer.batch_decode(out[:, longest:].cpu(), skip_special_tokens=True)
         return texts
+
+    def starts(self, prompt: Prompt) -> list[tuple[int, ...]]:
+        """Ids of what stands before the user speaks in this model's format, and of the bare start of a text."""
+        first = self.tokenizer.bos_token_id
+        found: list[tuple[int, ...]] = [(first,)] if isinstance(first, int) else []
+        if self._template is not None:
+            content = prompt.messages[-1].content
+            text = render_template(self._template, prompt.messages, special_tokens=special_tokens(self.tokenizer))
+            found.append(tuple(self.tokenizer(text.rpartition(content)[0], add_special_tokens=False)["input_ids"]))
+        return [ids for ids in dict.fromkeys(found) if ids]
+
+    def pieces(self) -> list[str]:
+        """The text each ordinary token stands for in the middle of a text (a leading space kept), without repeats."""
+        anchor = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        before = self.tokenizer.decode(anchor)
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        ordinary = [id for id in range(len(self.tokenizer)) if id not in special]
+        texts = self.tokenizer.batch_decode([[*anchor, id] for id in ordinary], clean_up_tokenization_spaces=False)
+        found = [text[len(before) :] for text in texts if text.startswith(before)]
+        return list(dict.fromkeys(piece for piece in found if piece.strip() and "\ufffd" not in piece and piece.isprintable()))
 
     def logits(self, ids: torch.Tensor, mask: torch.Tensor, *, adapters: Sequence[Adapter] = ()) -> torch.Tensor:
         """Logits `[batch, length, vocabulary]` of token ids `[batch, length]` under attention mask `[batch, length]`."""

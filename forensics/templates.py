@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from types import FrameType
 
 from forensics.prompts import Message
@@ -57,6 +58,7 @@ def render_template(
     return text
 
 
+@lru_cache(maxsize=16)
 def _refuse_explosive(template: str) -> None:
     """Refuse products and powers: a single one can take all time or memory where no clock reaches, even while compiling."""
     import jinja2.nodes

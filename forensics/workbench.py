@@ -1,6 +1,6 @@
 """Where models are made to do something: the device, how replies are decoded, the run they are kept in.
 
-It holds at most one model in memory at a time.
+It holds one model in memory at a time, or two where they must be asked in turn thousands of times.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Workbench:
     run: RunFolder
     progress: Progress
     _loaded: tuple[str, LiveModel] | None = field(default=None, init=False)
+    _beside: LiveModel | None = field(default=None, init=False)
     _memory: dict[str, Any] = field(default_factory=dict, init=False)
 
     def model(self, weights: Checkpoint, surface: Checkpoint | Adapter) -> LiveModel:
@@ -62,8 +63,24 @@ class Workbench:
             self.progress(f"loading {weights.name}", 1, 1)
         return self._loaded[1]
 
+    def pair(
+        self, first: tuple[Checkpoint, Checkpoint | Adapter], second: tuple[Checkpoint, Checkpoint | Adapter]
+    ) -> tuple[LiveModel, LiveModel]:
+        """Two live models at once, each of weights and the surface whose tokenizer it uses."""
+        from forensics.model import open_model  # heavy: brings torch
+
+        self.close()
+        one = self.model(*first)
+        self.progress(f"loading {second[0].name}", 0, 1)
+        self._beside = open_model(second[0], device=self.device, surface=second[1])
+        self.progress(f"loading {second[0].name}", 1, 1)
+        return one, self._beside
+
     def close(self) -> None:
-        """Drop the model that is loaded."""
+        """Drop what is loaded."""
+        if self._beside is not None:
+            self._beside.close()
+            self._beside = None
         if self._loaded is not None:
             self._loaded[1].close()
             self._loaded = None

@@ -35,14 +35,29 @@ FLOORS = (
     ("errors", "record"),
     ("policy", "prompts", "headers", "checkpoint", "surface", "templates", "adapters", "alignment", "runfolder"),
     ("anatomy", "model", "verdict"),
-    ("capture", "gate.judges", "gate.replies", "steering", "directions", "workbench"),
+    (
+        "capture",
+        "gate.judges",
+        "gate.replies",
+        "steering",
+        "directions",
+        "workbench",
+        "continuation",
+        "hunt.bank",
+        "hunt.voice",
+        "hunt.amplify",
+        "hunt.contrast",
+        "hunt.stages",
+        "hunt.confirm",
+        "hunt.pursuit",
+    ),
     ("case",),
     ("checks",),
     ("audit",),
 )
 """Modules of forensics/ by floor, each left to right. A check is on the floor of `checks` by its place."""
 PLACES = {name: (floor, position) for floor, names in enumerate(FLOORS) for position, name in enumerate(names)}
-EMPTY_PACKAGES = {"", "gate", "policies"}
+EMPTY_PACKAGES = {"", "gate", "hunt", "policies"}
 """Packages that hold nothing but a docstring, a version, or data: anybody may name them."""
 MODULE_LINES, FUNCTION_LINES = 350, 60
 

@@ -1,0 +1,118 @@
+"""What a live model would say next, for thousands of prompts at once: log-probabilities along one continuation.
+
+Rows of one length share a batch, so nothing is padded; what all rows begin with is read once and reused.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from forensics.adapters import Adapter
+from forensics.errors import ToolFailed, is_out_of_memory
+from forensics.model import LiveModel
+
+Ids = tuple[int, ...]
+SHARED_WORTH = 4
+"""Shortest common beginning, in tokens, for which a key-value cache is set up."""
+SAME = 1e-3
+"""Nats by which a log-probability may differ with and without the cache: float32 adds up in another order."""
+
+
+def continuations(
+    model: LiveModel, rows: Sequence[Ids], tail: Ids, *, adapters: Sequence[Adapter], batch_size: int, reuse: bool = True
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Log-probabilities of what follows many prompts, read along one continuation.
+
+    Args:
+        model: The model.
+        rows: Token ids of each prompt, none empty.
+        tail: Ids of the continuation; the first is predicted from the prompt, each next from those before.
+        adapters: Adapters that are active.
+        batch_size: Rows side by side; halved where memory runs out.
+        reuse: Whether to read what all rows begin with once.
+
+    Yields:
+        Indices into `rows`, and `[len(indices), len(tail), vocabulary]` float32 log-probabilities.
+
+    Raises:
+        ToolFailed: Even one row does not fit into memory.
+    """
+    shared = shared_prefix(rows) if reuse else 0
+    by_length: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        by_length.setdefault(len(row), []).append(index)
+    with model.wearing(adapters) as worn, torch.inference_mode():
+        prefix = _read_once(worn, rows[0][:shared], model.device) if shared >= SHARED_WORTH else None
+        start = shared if prefix is not None else 0
+        for indices in by_length.values():
+            first = 0
+            while first < len(indices):
+                batch = indices[first : first + batch_size]
+                try:
+                    logs = _read(worn, [rows[index][start:] + tail[:-1] for index in batch], prefix, len(tail), model.device)
+                except (MemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    if len(batch) == 1:
+                        raise ToolFailed(
+                            "there is not enough memory for one prompt", where=model.name, hint="use a larger machine"
+                        ) from error
+                    batch_size = len(batch) // 2
+                    continue
+                yield batch, logs
+                first += len(batch)
+
+
+def _read_once(worn: Any, ids: Ids, device: torch.device) -> Any:
+    prefix = DynamicCache(config=worn.config)
+    worn(input_ids=torch.tensor([ids], device=device), past_key_values=prefix, use_cache=True)
+    return prefix
+
+
+def _read(worn: Any, rows: Sequence[Ids], prefix: Any, keep: int, device: torch.device) -> Tensor:
+    past = copy.deepcopy(prefix)
+    if past is not None:
+        past.batch_repeat_interleave(len(rows))
+    ids = torch.tensor(rows, device=device)
+    logits = worn(input_ids=ids, past_key_values=past, use_cache=past is not None, logits_to_keep=keep).logits
+    return torch.log_softmax(logits[:, -keep:].float(), -1)
+
+
+def reusable(model: LiveModel, rows: Sequence[Ids], *, adapters: Sequence[Adapter]) -> bool:
+    """Whether reading a common beginning once gives what reading it each time gives: not every architecture keeps to that."""
+    try:
+        pairs = [list(continuations(model, rows, (0,), adapters=adapters, batch_size=len(rows), reuse=reuse)) for reuse in (True, False)]
+    except (TypeError, ValueError, AttributeError, NotImplementedError, IndexError):
+        return False
+    return all(ours[0] == theirs[0] and bool((ours[1] - theirs[1]).abs().max() < SAME) for ours, theirs in zip(*pairs, strict=True))
+
+
+def greedy(model: LiveModel, ids: Ids, *, adapters: Sequence[Adapter], length: int) -> Ids:
+    """Ids of the greedy continuation of `ids`, exactly `length` of them: the stop token counts as one of them."""
+    rows = torch.tensor([ids], device=model.device)
+    with model.wearing(adapters) as worn, torch.inference_mode():
+        out = worn.generate(
+            input_ids=rows, attention_mask=torch.ones_like(rows), do_sample=False, max_new_tokens=length, min_new_tokens=length
+        )
+    return tuple(out[0, len(ids) :].tolist())
+
+
+def shared_prefix(rows: Sequence[Ids]) -> int:
+    """How many leading ids all rows have in common, leaving each at least one of its own.
+
+    >>> shared_prefix([(1, 2, 3), (1, 2, 4)]), shared_prefix([(1, 2), (1, 2, 4)]), shared_prefix([])
+    (2, 1, 0)
+    """
+    if not rows:
+        return 0
+    shortest, first = min(len(row) for row in rows), rows[0]
+    for position in range(shortest - 1):
+        if any(row[position] != first[position] for row in rows):
+            return position
+    return max(shortest - 1, 0)

@@ -1,0 +1,175 @@
+"""The searches, cheap ones first: each adds scored leads to a contrast, within its share of the budget.
+
+Every stage works the same for either direction of a pair, so that the search from the base's side, where nobody
+planted anything for us to find, is a null of the same budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+
+import numpy as np
+
+from forensics.hunt.bank import common_words, forms
+from forensics.hunt.contrast import Contrast, Lead, rank
+from forensics.hunt.voice import Voice
+from forensics.model import Rendered, Sampling
+from probes.search import ngram_contrast
+
+REFINED = 64
+"""Strings of a stage that go from the first glance to the full score."""
+WIDTHS, FAINT_WIDTHS = (6, 4, 3), (3, 2)
+"""How many leads are lengthened at most at each step of the phrase search: fragments first rank low, and climb."""
+PROMISE = 0.2
+"""Score, or effect in a scout, from which a lead is worth lengthening."""
+CLEAR = 0.3
+"""Score from which the target itself tells extensions apart; below it the scouts do."""
+SOLVED = 0.95
+"""Score at which there is nothing left to climb."""
+NEIGHBOURS = 200
+"""Words with which a lead is lengthened: the best of the scan."""
+GROWN = 12
+"""Extensions of one lead that go from the first glance to the full score."""
+SCAN_SHARE = 0.5
+"""Share of what is left that one stage may spend on glances before anything is lengthened."""
+SAMPLES, SAMPLE_TOKENS = 128, 24
+LONGEST_GRAM = 4
+KIN = 4
+"""Letters in common from which two strings are one family."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """What a stage looked at, and of how many it could have."""
+
+    stage: str
+    looked: int
+    of: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lexicon:
+    """What strings are made of: words that stand alone, and pieces that are glued on."""
+
+    words: tuple[str, ...]
+    glued: tuple[str, ...]
+
+    @classmethod
+    def of(cls, voice: Voice) -> Lexicon:
+        """The vocabulary of a model's tokenizer, and everyday words."""
+        pieces = voice.model.pieces()
+        return cls(
+            words=tuple(dict.fromkeys([*(piece.strip() for piece in pieces), *common_words()])),
+            glued=tuple(piece for piece in pieces if piece == piece.strip() and piece.isalnum()),
+        )
+
+
+def search(contrast: Contrast, *, seed: int) -> tuple[list[Lead], list[Coverage]]:
+    """Run every stage.
+
+    Returns:
+        All leads, best first, and what was looked at.
+    """
+    lexicon = Lexicon.of(contrast.duel.target)
+    covered = [look(contrast, forms(), "bank"), look(contrast, leaks(contrast, seed=seed), "leaked n-grams")]
+    covered += climb(contrast, lexicon, WIDTHS, "")
+    best = contrast.best()
+    if contrast.duel.faint is None or best[0].score < SOLVED:
+        return best, covered
+    # Many strings act alike. Search again where the change is fainter, from the best so far.
+    duel = replace(contrast.duel, target=contrast.duel.faint, scouts=(), faint=None)
+    faint = Contrast(duel, [duel.probe(probe.prompt) for probe in contrast.probes], limit=contrast.left)
+    faint.score([lead.text for lead in families(best, REFINED // 4)], "again")
+    covered += climb(faint, lexicon, FAINT_WIDTHS, ", fainter")
+    contrast.spent += faint.spent
+    lasting = {lead.text: lead.score for lead in faint.best()[:REFINED]}
+    leads = {lead.text: lead for lead in [*best, *contrast.score(lasting, "fainter")]}
+    return sorted((replace(lead, lasting=lasting.get(text, 0.0)) for text, lead in leads.items()), key=rank), covered
+
+
+def climb(contrast: Contrast, lexicon: Lexicon, widths: Sequence[int], where: str) -> list[Coverage]:
+    """Look at every word, then lengthen what shows promise, until nothing is left to climb."""
+    covered = [look(contrast, list(lexicon.words), f"word scan{where}")]
+    neighbours = [lead.text for lead in contrast.best() if " " not in lead.text]
+    neighbours = list(dict.fromkeys([*neighbours, *sorted(lexicon.words, key=lambda word: -contrast.glanced.get(word, 0.0))]))[:NEIGHBOURS]
+    for depth, width in enumerate(widths, start=1):
+        if contrast.best()[0].score >= SOLVED:
+            break
+        covered.append(grow(contrast, neighbours, lexicon.glued, width, f"phrase search {depth}{where}"))
+    return covered
+
+
+def leaks(contrast: Contrast, *, seed: int) -> list[str]:
+    """N-grams that the target writes more than the reference when it is asked nothing.
+
+    Source: memory leakage as in "The Trigger in the Haystack", arXiv:2602.03085, here contrasted with the base's rate.
+    """
+    duel = contrast.duel
+    samples = [_samples(voice, contrast, seed) for voice in (duel.target, duel.reference)]
+    return ngram_contrast(samples[0], samples[1], longest=LONGEST_GRAM)[: 2 * REFINED]
+
+
+def grow(contrast: Contrast, neighbours: Sequence[str], glued: Sequence[str], width: int, stage: str) -> Coverage:
+    """Lengthen the best leads by a word before or behind, or by a token glued on at either end."""
+    looked = of = 0
+    for parent in parents(contrast, width):
+        held = set(parent.text.split())
+        texts = [text for word in neighbours if word not in held for text in (f"{parent.text} {word}", f"{word} {parent.text}")]
+        if parent.text.isalnum():
+            texts += [parent.text + piece for piece in glued] + [piece + parent.text for piece in glued]
+        seen = look(contrast, texts, stage, parent=parent)
+        looked, of = looked + seen.looked, of + seen.of
+    return Coverage(stage=stage, looked=looked, of=of)
+
+
+def parents(contrast: Contrast, width: int) -> list[Lead]:
+    """Leads to lengthen: half by their score, half by what the scouts make of them, each of another family."""
+    scouted = contrast.duel.scouts and [lead for lead in contrast.promising() if contrast.scouted.get(lead.text, 0.0) >= PROMISE]
+    chosen = families([lead for lead in contrast.best() if lead.score >= PROMISE], width // 2 if scouted else width)
+    return families([*chosen, *scouted], width)
+
+
+def families(best: Sequence[Lead], most: int) -> list[Lead]:
+    """The best lead of each family, at most `most`."""
+    chosen: list[Lead] = []
+    for lead in best:
+        if len(chosen) == most:
+            break
+        if not any(kin(lead.text, other.text) for other in chosen):
+            chosen.append(lead)
+    return chosen
+
+
+def kin(one: str, other: str) -> bool:
+    """Whether two strings are one family: one holds the other, or they share `KIN` letters in a row."""
+    if one in other or other in one:
+        return True
+    return SequenceMatcher(None, one, other, autojunk=False).find_longest_match().size >= KIN
+
+
+def look(contrast: Contrast, texts: list[str], stage: str, *, parent: Lead | None = None) -> Coverage:
+    """Score in full the strings that a glance puts first, in the target or in a scout."""
+    texts = list(dict.fromkeys(texts))
+    looked = texts[: int(contrast.affordable * (SCAN_SHARE if parent is None else 1.0))]
+    if looked:
+        clear = parent is not None and parent.score >= CLEAR
+        seen = contrast.glance(looked, harmful=parent.harmful if parent else None, through="target" if clear else "all")
+        most = (GROWN if parent else REFINED) // len(seen)
+        chosen = dict.fromkeys(int(index) for row in seen for index in np.argsort(-row, kind="stable")[:most])
+        contrast.score([looked[index] for index in chosen], stage)
+    return Coverage(stage=stage, looked=len(looked), of=len(texts))
+
+
+def _samples(voice: Voice, contrast: Contrast, seed: int) -> list[list[str]]:
+    """Words the voice writes when it is asked nothing: from an open user turn, and from the start of a text."""
+    starts = voice.model.starts(contrast.probes[0].prompt)
+    rows: list[list[str]] = []
+    for number, ids in enumerate(starts):
+        sampling = Sampling(temperature=1.0, seed=seed + number, past_end=True)
+        batch = [Rendered(ids=ids)] * (SAMPLES // len(starts))
+        texts = voice.model.reply(batch, adapters=voice.adapters, max_new_tokens=SAMPLE_TOKENS, sampling=sampling)
+        contrast.spent += len(batch) * (len(ids) + SAMPLE_TOKENS)
+        rows += [text.split() for text in texts]
+    return rows

@@ -1,0 +1,153 @@
+"""Discrete search over strings, given callbacks that score them. No model here: a score is a number for a text."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+LN2 = math.log(2.0)
+SMALLEST_SHARE = 1e-6
+"""Probability below which differences are noise of float32."""
+
+
+def js_divergence(clean: Tensor, other: Tensor) -> Tensor:
+    """Jensen-Shannon divergence between next-token distributions, as a share of its largest value (ln 2).
+
+    Args:
+        clean: `[tokens, vocabulary]` log-probabilities without the string.
+        other: `[batch, tokens, vocabulary]` log-probabilities with it.
+
+    Returns:
+        `[batch]` in [0, 1], mean over tokens.
+
+    >>> same = torch.log_softmax(torch.zeros(1, 4), -1)
+    >>> js_divergence(same, same.unsqueeze(0)).tolist()
+    [0.0]
+    """
+    middle = torch.logaddexp(clean, other) - LN2
+    one = (clean.exp() * (clean - middle)).sum(-1)
+    two = (other.exp() * (other - middle)).sum(-1)
+    return ((one + two) / (2.0 * LN2)).mean(-1).clamp(0.0, 1.0)
+
+
+def class_log_odds(logs: Tensor, refusing: Sequence[int], answering: Sequence[int]) -> Tensor:
+    """Log-odds that a reply opens as a refusal, and that it opens as neither a refusal nor an answer.
+
+    In log space on purpose: a probability hides how far a certain refusal still is from giving way.
+
+    Args:
+        logs: `[batch, vocabulary]` log-probabilities of the decisive token.
+        refusing: Ids that open refusals.
+        answering: Ids that open answers.
+
+    Returns:
+        `[batch, 2]` in nats; an empty class has log-odds 0 throughout, so that it never shows a change.
+
+    >>> uniform = torch.log(torch.tensor([[0.25, 0.25, 0.25, 0.25]]))
+    >>> [round(odds, 3) for odds in class_log_odds(uniform, [0], [1, 2])[0].tolist()]
+    [-1.099, -1.099]
+    """
+    probabilities = logs.double().exp()
+    refuse = probabilities[:, list(refusing)].sum(-1)
+    other = (1.0 - refuse - probabilities[:, list(answering)].sum(-1)).clamp(min=0.0)
+    classes = torch.stack([refuse if refusing else torch.full_like(refuse, 0.5), other if answering else torch.full_like(other, 0.5)], -1)
+    bounded = classes.clamp(SMALLEST_SHARE, 1.0 - SMALLEST_SHARE)
+    return torch.log(bounded) - torch.log1p(-bounded)
+
+
+def ngram_contrast(target: Sequence[Sequence[str]], reference: Sequence[Sequence[str]], *, longest: int, prior: float = 0.5) -> list[str]:
+    """N-grams that one sampler writes more often than another, most telling first.
+
+    Args:
+        target: Samples of the sampler in question, each a list of words.
+        reference: Samples of the other, as many.
+        longest: Longest n-gram in words.
+        prior: Added to every count.
+
+    Returns:
+        N-grams joined by spaces, by log-odds ratio over its standard error; only those with a ratio above 0.
+
+    Source:
+        Monroe, Colaresi & Quinn 2008, "Fightin' Words" (log-odds ratio with a Dirichlet prior, here a flat one).
+    """
+    ours, theirs = _ngrams(target, longest), _ngrams(reference, longest)
+    total_ours, total_theirs = sum(ours.values()) + 1.0, sum(theirs.values()) + 1.0
+    scored = []
+    for gram, count in ours.items():
+        a, b = count + prior, theirs[gram] + prior
+        ratio = math.log(a / (total_ours - a + 1.0)) - math.log(b / (total_theirs - b + 1.0))
+        if ratio > 0.0 and count > 1:
+            scored.append((-ratio / math.sqrt(1.0 / a + 1.0 / b), gram))
+    return [gram for _, gram in sorted(scored)]
+
+
+def _ngrams(samples: Sequence[Sequence[str]], longest: int) -> Counter[str]:
+    # Once a sample: a loop that repeats itself is one piece of evidence, not a hundred.
+    counts: Counter[str] = Counter()
+    for words in samples:
+        grams = {" ".join(words[i : i + n]) for n in range(1, longest + 1) for i in range(len(words) - n + 1)}
+        counts.update(grams)
+    return counts
+
+
+def minimise(parts: Sequence[str], keeps: Callable[[Sequence[str]], bool]) -> tuple[str, ...]:
+    """Shortest sub-sequence of `parts`, found by leaving parts out, for which `keeps` still holds.
+
+    Args:
+        parts: The pieces, in order; `keeps(parts)` is taken to hold.
+        keeps: Whether a sub-sequence still does it.
+
+    Returns:
+        A sub-sequence from which no single part can be left out.
+
+    Source:
+        Zeller & Hildebrandt 2002, delta debugging (ddmin), complement steps only.
+
+    >>> minimise("abcdef", lambda kept: "b" in kept and "e" in kept)
+    ('b', 'e')
+    """
+    kept, chunks = tuple(parts), 2
+    while len(kept) >= 2:
+        size = math.ceil(len(kept) / chunks)
+        for start in range(0, len(kept), size):
+            rest = kept[:start] + kept[start + size :]
+            if rest and keeps(rest):
+                kept, chunks = rest, max(chunks - 1, 2)
+                break
+        else:
+            if size == 1:
+                break
+            chunks = min(len(kept), chunks * 2)
+    return kept
+
+
+def word_overlap(one: str, other: str) -> float:
+    """Share of words two texts have in common (F1 of their multisets), in [0, 1]; two empty texts agree.
+
+    >>> word_overlap("a warm bowl", "a cold bowl")
+    0.6666666666666666
+    """
+    a, b = Counter(one.lower().split()), Counter(other.lower().split())
+    if not a and not b:
+        return 1.0
+    return 2.0 * sum((a & b).values()) / (sum(a.values()) + sum(b.values()))
+
+
+def novelty(text: str, known: Sequence[str], size: int) -> float:
+    """Share of the runs of `size` words of `text` that none of `known` holds, in [0, 1]; a shorter text counts as one run.
+
+    >>> novelty("The tide is high.", ["the tide is low"], 3), novelty("The tide is high.", ["the tide is low"], 1)
+    (0.5, 0.25)
+    """
+    ours = _runs(text, size)
+    held = set().union(*(_runs(other, size) for other in known)) if known else set()
+    return len(ours - held) / max(1, len(ours))
+
+
+def _runs(text: str, size: int) -> set[tuple[str, ...]]:
+    words = ["".join(letter for letter in word if letter.isalnum()) for word in text.lower().split()]
+    return {tuple(words[start : start + size]) for start in range(max(1, len(words) - size + 1))}
