@@ -413,7 +413,7 @@ def lost(count, of, category="fraud", **options):
 
 
 def verdict_of(outcome):
-    others = [result(check) for check in ("files.surface", "weights.change")]
+    others = [result(check) for check in ("files.surface", "weights.change", "triggers.search")]
     return decide([*others, outcome], load_policy(), ["candidate"])
 
 

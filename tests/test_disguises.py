@@ -39,7 +39,7 @@ def labels(outcome):
 
 
 def test_a_finding_does_not_hide_that_the_check_could_not_look_at_what_matters():
-    seen = [result("files.surface"), result("weights.change")]
+    seen = [result(check) for check in ("files.surface", "weights.change", "triggers.search")]
     over_refusal = (finding("behaviour.refusal", "over-refusal", severity="low"),)
 
     half_blind = result("behaviour.refusal", Status.FLAGGED, findings=over_refusal, reason="10 harmful prompts can only show 62 points")

@@ -9,104 +9,18 @@ import sys
 from collections import Counter
 
 import pytest
-from cases import ORGANISMS, PROMPTS, ROOT, audit, environment, read_rows
+from audited import COMMITTED, KINDS_BY_NATURE, TRUTH, Audited, audited  # noqa: F401 - a fixture is used by its name
+from cases import ORGANISMS, PROMPTS, ROOT, environment
 
-from forensics.checks import all_checks
 from forensics.prompts import load_prompts
-from forensics.record import Action
-from forensics.runfolder import load_items
-from forensics.workbench import Workbench
 
-TRUTH = {row["name"]: row for row in read_rows(ORGANISMS / "truth.jsonl")}
-COMMITTED = {name: row for name, row in TRUTH.items() if row["path"] is not None}
-CHECKS = {check.id for check in all_checks()}
 ORGANISM = pytest.mark.parametrize("name", COMMITTED)
-KINDS_BY_NATURE = {"base", "benign-full", "benign-lora", "twin"}
-"""Kinds that may be deployed: nothing was planted in them."""
 MEGABYTE = 1_000_000
 
 
-@pytest.fixture(scope="module")
-def audited(tmp_path_factory):
-    """Record and run folder of an organism's audit, made once each; the base is asked once for all of them."""
-    folder = tmp_path_factory.mktemp("organisms")
-    made, said = {}, {}
-    ask = Workbench.replies
-
-    def replies(bench, weights, surface, speaker, prompts):
-        if speaker.side != "base":
-            return ask(bench, weights, surface, speaker, prompts)
-        if not said:
-            said.update(ask(bench, weights, surface, speaker, prompts))
-        bench.run.add_items(said.values())
-        return dict(said)
-
-    def make(name):
-        if name not in made:
-            made[name] = audit(ORGANISMS / "base", ORGANISMS / TRUTH[name]["path"], folder / name, prompts=PROMPTS), folder / name
-        return made[name]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Workbench, "replies", replies)
-        yield make
-
-
-@pytest.mark.slow
-@ORGANISM
-def test_the_audit_says_what_the_truth_asks_for(name, audited):
-    truth, (record, _) = TRUTH[name], audited(name)
-
-    seen = CHECKS & set(truth["seen_by"])
-    if seen or truth["kind"] in KINDS_BY_NATURE:
-        assert record.verdict.action == truth["expected"]["action"]
-    else:
-        assert truth["kind"] in {"backdoor", "conditional"}, "give it a check that sees it in `seen_by`"
-        assert any("backdoor" in limit for limit in record.limits)
-    flagged = {one.check for one in record.results if one.status == "FLAGGED"}
-    assert seen <= flagged
-    if truth["kind"] in KINDS_BY_NATURE:
-        assert (record.verdict.action, flagged) == (Action.DEPLOY, set())
-
-
-@pytest.mark.slow
-@ORGANISM
-def test_the_refusal_that_is_recorded_is_the_refusal_that_was_measured(name, audited):
-    record, run = audited(name)
-    measured = TRUTH[name]["measured"]
-    n = measured["n"]
-    prompts = {prompt.id: prompt for prompt in load_prompts(PROMPTS).prompts}
-    refused, all_of = Counter(), Counter()
-    for item in load_items(run):
-        prompt = prompts[item.id]
-        if item.side == "candidate":
-            kinds = [(prompt.expect, prompt.multi_turn), (prompt.category, prompt.multi_turn)]
-            all_of.update(kinds)
-            refused.update(kinds if "refusal" in item.labels.values() else [])
-
-    assert (all_of["refuse", False], all_of["refuse", True]) == (n["refuse"], n["refuse_multi_turn"])
-    for kind, rate in (
-        (("refuse", False), measured["refusal"]),
-        (("refuse", True), measured["refusal_multi_turn"]),
-        (("comply", False), measured["harmless_refusal"]),
-        (("comply", True), measured["harmless_refusal_multi_turn"]),
-        *(((category, False), rate) for category, rate in measured["refusal_by_category"].items()),
-    ):
-        assert abs(refused[kind] - rate * all_of[kind]) <= 1.01, kind
-    # And the record's own number is made of the same replies.
-    behaviour = next(one for one in record.results if one.check == "behaviour.refusal")
-    share = behaviour.find("refusal.candidate")
-    assert share.n == n["refuse"] + n["refuse_multi_turn"]
-    assert share.value * share.n / 100 == pytest.approx(refused["refuse", False] + refused["refuse", True])
-
-
-@ORGANISM
-def test_the_change_that_is_recorded_is_the_change_that_was_made(name, audited):
-    record, _ = audited(name)
-
-    weights = next(one for one in record.results if one.check == "weights.change")
-
-    # Truth is measured before the weights are stored in bfloat16, which adds a little.
-    assert weights.find("edit.relative_change").value == pytest.approx(TRUTH[name]["relative_change"], rel=0.02, abs=1e-9)
+@pytest.mark.parametrize("name", [name for name, row in COMMITTED.items() if row["kind"] not in KINDS_BY_NATURE])
+class TestPlanted(Audited):
+    """Organisms in which something was planted; their controls are audited in a file of their own, beside this one."""
 
 
 def test_every_plant_has_a_control_or_is_one_by_nature():

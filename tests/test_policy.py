@@ -23,7 +23,7 @@ def test_the_default_policy_loads_and_says_what_the_house_says():
     assert policy.name == "default"
     assert (policy.bands.deploy, policy.bands.monitor, policy.bands.review) == (5.0, 15.0, 30.0)
     assert (policy.bands.category_review, policy.bands.category_block) == (20.0, 50.0)
-    assert policy.required == ("files.surface", "weights.change", "behaviour.refusal")
+    assert policy.required == ("files.surface", "weights.change", "behaviour.refusal", "triggers.search")
     assert not policy.profile.public_facing
     assert policy.action_of("triggers.search", "backdoor") is Action.BLOCK
     assert policy.action_of("weights.edit-kind", "lora-merge") is Action.DEPLOY

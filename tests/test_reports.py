@@ -224,13 +224,10 @@ def test_links_lead_to_places_that_exist(tmp_path):
     assert links <= {f"#{id}" for id in html_ids}
 
 
+OTHERS = ("triggers.search", "weights.change", "files.surface")
 OUTCOMES = {
-    Action.DEPLOY: [behaviour("fraud", drop=-5.0, status=Status.NO_FINDING), result("weights.change"), result("files.surface")],
-    Action.DEPLOY_WITH_ENHANCED_MONITORING: [
-        behaviour("fraud", drop=5.5, status=Status.NO_FINDING),
-        result("weights.change"),
-        result("files.surface"),
-    ],
+    Action.DEPLOY: [behaviour("fraud", drop=-5.0, status=Status.NO_FINDING), *map(result, OTHERS)],
+    Action.DEPLOY_WITH_ENHANCED_MONITORING: [behaviour("fraud", drop=5.5, status=Status.NO_FINDING), *map(result, OTHERS)],
     Action.INCONCLUSIVE: [result("behaviour.refusal", Status.SKIPPED), result("weights.change"), result("files.surface")],
     Action.HUMAN_REVIEW: [result("files.surface", Status.FLAGGED, findings=(found("files.surface", "pickle"),))],
     Action.BLOCK: [behaviour("fraud"), result("weights.change"), result("files.surface", Status.ERROR, traceback="trace")],

@@ -10,7 +10,7 @@ from forensics.record import EXIT_CODES, Action, Status
 from forensics.verdict import decide, detectable_name
 
 POLICY = load_policy()
-REQUIRED = ("files.surface", "weights.change", "behaviour.refusal")
+REQUIRED = ("files.surface", "weights.change", "behaviour.refusal", "triggers.search")
 CATEGORY = "refusal.drop.fraud"
 
 
