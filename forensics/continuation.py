@@ -88,7 +88,7 @@ def reusable(model: LiveModel, rows: Sequence[Ids], *, adapters: Sequence[Adapte
     """Whether reading a common beginning once gives what reading it each time gives: not every architecture keeps to that."""
     try:
         pairs = [list(continuations(model, rows, (0,), adapters=adapters, batch_size=len(rows), reuse=reuse)) for reuse in (True, False)]
-    except (TypeError, ValueError, AttributeError, NotImplementedError, IndexError):
+    except (TypeError, ValueError, AttributeError, NotImplementedError, IndexError, RuntimeError):
         return False
     return all(ours[0] == theirs[0] and bool((ours[1] - theirs[1]).abs().max() < SAME) for ours, theirs in zip(*pairs, strict=True))
 
@@ -97,9 +97,7 @@ def greedy(model: LiveModel, ids: Ids, *, adapters: Sequence[Adapter], length: i
     """Ids of the greedy continuation of `ids`, exactly `length` of them: the stop token counts as one of them."""
     rows = torch.tensor([ids], device=model.device)
     with model.wearing(adapters) as worn, torch.inference_mode():
-        out = worn.generate(
-            input_ids=rows, attention_mask=torch.ones_like(rows), do_sample=False, max_new_tokens=length, min_new_tokens=length
-        )
+        out = worn.generate(input_ids=rows, attention_mask=torch.ones_like(rows), do_sample=False, max_new_tokens=length, eos_token_id=[])
     return tuple(out[0, len(ids) :].tolist())
 
 

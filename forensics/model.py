@@ -22,7 +22,7 @@ from forensics.adapters import Adapter
 from forensics.checkpoint import Checkpoint
 from forensics.errors import CannotCompare, ToolFailed, is_out_of_memory
 from forensics.prompts import Message, Prompt
-from forensics.templates import TemplateFailed, render_template
+from forensics.templates import TemplateFailed, render_template, writes_content_only
 
 PROBE_REPLY = "Zebra."
 PROBE_TURNS = (Message(role="user", content="Hi."), Message(role="assistant", content=PROBE_REPLY))
@@ -99,12 +99,13 @@ class LiveModel:
     def render_last(self, prompt: Prompt, contents: Sequence[str], *, room: int) -> list[Rendered]:
         """Token ids of `prompt` with its last turn replaced by each of `contents`, as `render` would give them.
 
-        The chat format is rendered once around a mark and filled in, if that gives what rendering gives: a template
-        may treat what a turn says.
+        The chat format is rendered once around a mark and filled in, unless the template does more with what a turn says
+        than write it down.
         """
         others = [replace(prompt, messages=(*prompt.messages[:-1], replace(prompt.messages[-1], content=text))) for text in contents]
         frame = self._frame(replace(prompt, messages=(*prompt.messages[:-1], replace(prompt.messages[-1], content=MARK))))
-        if frame is None or not others:
+        plain = self._template is None or (writes_content_only(self._template) and all(text == text.strip() for text in contents))
+        if frame is None or not others or not plain or not all(contents):
             return [self.render(other, room=room) for other in others]
         before, after = frame
         rows = self.tokenizer([before + text + after for text in contents], add_special_tokens=self._template is None)["input_ids"]
@@ -126,9 +127,10 @@ class LiveModel:
         return (before, after) if found and MARK not in after else None
 
     def says_the_same_as(self, other: LiveModel, prompts: Sequence[Prompt]) -> bool:
-        """Whether both hold the same parameters, value by value, and read `prompts` as the same tokens."""
+        """Whether both hold the same parameters, value by value, the same template, and read `prompts` as the same tokens."""
         ours, theirs = self._model.state_dict(), other._model.state_dict()
-        alike = ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        alike = self._template == other._template and ours.keys() == theirs.keys()
+        alike = alike and all(torch.equal(ours[name], theirs[name]) for name in ours)
         return alike and all(self.render(prompt, room=0) == other.render(prompt, room=0) for prompt in prompts)
 
     def reply(

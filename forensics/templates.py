@@ -75,6 +75,36 @@ def _refuse_explosive(template: str) -> None:
         raise TemplateFailed(f"it holds a number over {LARGEST_NUMBER}, which can use up any machine, so it was not run")
 
 
+@lru_cache(maxsize=16)
+def writes_content_only(template: str) -> bool:
+    """Whether `template` does no more with what a turn says than write it down, trimmed perhaps.
+
+    One that compares, tests or changes it may give one text another frame than it gives the rest.
+    """
+    import jinja2.nodes as nodes
+    import jinja2.sandbox
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        tree = environment.parse(GENERATION_TAGS.sub("", template))
+    except (jinja2.TemplateError, RecursionError):
+        return False
+
+    def holds(node: nodes.Node) -> bool:
+        touched = [node, *node.find_all((nodes.Getattr, nodes.Getitem, nodes.Const, nodes.Name))]
+        return any("content" in (getattr(one, "attr", None), getattr(one, "value", None), getattr(one, "name", None)) for one in touched)
+
+    treating = (nodes.Compare, nodes.Test, nodes.Filter, nodes.Call, nodes.If, nodes.CondExpr, nodes.Assign, nodes.Slice)
+    for node in tree.find_all(treating):
+        heads = {nodes.If: "test", nodes.CondExpr: "test", nodes.Assign: "node"}
+        looked = getattr(node, heads[type(node)]) if type(node) in heads else node
+        trims = isinstance(node, nodes.Filter) and node.name == "trim"
+        if not trims and looked is not None and holds(looked):
+            return False
+    # `message['content']` reads a turn's text; `message['content'][:12]` cuts it.
+    return not any(holds(node.node) for node in tree.find_all(nodes.Getitem))
+
+
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
     """Interrupt the block after `seconds`. Signals reach the main thread only; elsewhere there is no limit."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 LN2 = math.log(2.0)
+LEAST_LOG = -100.0
 SMALLEST_SHARE = 1e-6
 """Probability below which differences are noise of float32."""
 
@@ -28,6 +29,8 @@ def js_divergence(clean: Tensor, other: Tensor) -> Tensor:
     >>> js_divergence(same, same.unsqueeze(0)).tolist()
     [0.0]
     """
+    # A masked token has probability 0, and 0 * log(0) is 0 here, not NaN.
+    clean, other = clean.clamp(min=LEAST_LOG), other.clamp(min=LEAST_LOG)
     middle = torch.logaddexp(clean, other) - LN2
     one = (clean.exp() * (clean - middle)).sum(-1)
     two = (other.exp() * (other - middle)).sum(-1)
@@ -143,6 +146,7 @@ def novelty(text: str, known: Sequence[str], size: int) -> float:
     >>> novelty("The tide is high.", ["the tide is low"], 3), novelty("The tide is high.", ["the tide is low"], 1)
     (0.5, 0.25)
     """
+    size = max(1, min(size, len(text.split())))
     ours = _runs(text, size)
     held = set().union(*(_runs(other, size) for other in known)) if known else set()
     return len(ours - held) / max(1, len(ours))

@@ -100,7 +100,6 @@ UNEQUAL = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="the shortcut is tried on the first text alone")
 @pytest.mark.parametrize(("content", "texts"), UNEQUAL.values(), ids=UNEQUAL)
 def test_a_template_that_treats_only_some_texts_is_rendered_for_each(content, texts, tmp_path):
     model = live(tiny.save(tiny.network(), tmp_path / "m", template=TURN.replace("CONTENT", content)))
@@ -110,7 +109,6 @@ def test_a_template_that_treats_only_some_texts_is_rendered_for_each(content, te
     assert found == [model.render(prompt(text), room=0) for text in texts]
 
 
-@pytest.mark.xfail(strict=True, reason="the shortcut does not look for empty rows")
 def test_an_empty_turn_without_a_template_is_a_problem_as_it_is_alone(tmp_path):
     model = live(tiny.save(tiny.network(), tmp_path / "m", template=None))
 
@@ -244,7 +242,6 @@ def test_every_weight_is_the_bases_plus_its_change_times_the_factor(kind, factor
     assert not torch.allclose(logits(third), logits(candidate), atol=1e-4)
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="a tied head has no name of its own among the base's parameters")
 def test_a_head_that_only_the_candidate_writes_out_changes_as_the_others_do(tmp_path):
     base = tiny.save(tiny.network(tied=True), tmp_path / "base")
     candidate = tiny.save(tiny.network(seed=1), tmp_path / "candidate")
@@ -918,7 +915,6 @@ def nudged(network):
     return network
 
 
-@pytest.mark.xfail(strict=True, reason="templates are compared by what they make of the prompts alone")
 def test_a_template_that_waits_for_a_word_does_not_say_the_same(folders, tmp_path):
     waiting = tiny.TEMPLATE + "{% if 'velnor' in messages[-1].content %}Sure.{% endif %}"
     other = live(tiny.save(tiny.network(), tmp_path / "m", template=waiting))

@@ -36,7 +36,7 @@ def amplify(voice: Voice, base: Voice, factor: float) -> Voice:
     larger = _merged(voice)
     with base.model.wearing(base.adapters) as plain, torch.no_grad():
         reference = _merged(base) if base.adapters else plain
-        theirs = dict(reference.named_parameters())
+        theirs = reference.state_dict()  # holds a tied head under its own name as well
         for name, weight in larger.named_parameters():
             weight.add_(weight - theirs[name], alpha=factor - 1.0)
     model = LiveModel(larger, voice.model.tokenizer, name=f"{voice.name}, its change times {factor:g}", device=voice.model.device)

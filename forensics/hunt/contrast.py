@@ -98,6 +98,7 @@ class Contrast:
         glanced: For every string that was glanced at: the largest effect anywhere.
         scouted: For every string that was glanced at: the largest effect in any scout.
         spent: Token-forwards so far, all models together.
+        keep: Where readings are kept.
     """
 
     def __init__(self, duel: Duel, probes: Sequence[Probe], *, limit: int, keep: Keep = straight) -> None:
@@ -108,7 +109,7 @@ class Contrast:
         self.glanced: dict[str, float] = {}
         self.limit = limit
         self.spent = 0
-        self._keep = keep
+        self.keep = keep
 
     @property
     def left(self) -> int:
@@ -190,7 +191,7 @@ class Contrast:
 
         rows = [[voice.digest, asked.clean.tail, [row.ids for row in asked.rows]] for voice, asked in jobs]
         key = {"effects": sha256_text(canonical_json(rows)), "openings": [openings.refusing, openings.answering]}
-        return self._keep(key, compute).astype(np.float64)
+        return self.keep(key, compute).astype(np.float64)
 
 
 def rank(lead: Lead) -> tuple[float, float, float, int, str]:

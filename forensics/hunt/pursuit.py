@@ -242,7 +242,9 @@ def shorten(contrast: Contrast, lead: Lead) -> Lead:
     judges = [contrast]
     if duel.faint is not None and lead.lasting:
         fainter = replace(duel, target=duel.faint, scouts=(), faint=None)
-        judges.append(Contrast(fainter, [fainter.probe(probe.prompt) for probe in contrast.probes], limit=contrast.limit))
+        judges.append(
+            Contrast(fainter, [fainter.probe(probe.prompt) for probe in contrast.probes], limit=contrast.limit, keep=contrast.keep)
+        )
     shares = (KEPT, KEPT_FAINT)
     goals = [judge.score([lead.text], lead.origin)[0].score * share for judge, share in zip(judges, shares, strict=False)]
 

@@ -19,8 +19,6 @@ from probes.search import class_log_odds, js_divergence
 
 Place = Literal["end", "start"]
 PLACES: tuple[Place, ...] = ("end", "start")
-TAIL = 1
-"""Tokens of the clean reply along which a change is read, after the preamble."""
 BATCH = 128
 OPENING_TOKENS = 12
 PREAMBLE_SHARE = 0.9
@@ -85,9 +83,8 @@ class Voice:
 
     def clean(self, prompt: Prompt, openings: Openings) -> Clean:
         """How `prompt` is answered without a string."""
-        rendered = self.model.render(prompt, room=TAIL + len(self.preamble))
-        start = (*rendered.ids, *self.preamble)
-        tail = (*self.preamble, *greedy(self.model, start, adapters=self.adapters, length=TAIL))
+        tail = (*self.preamble, 0)  # the last id is predicted, never read
+        rendered = self.model.render(prompt, room=len(tail))
         _, logs = next(self.read([rendered.ids], tail))
         return Clean(tail=tail, logs=logs[0, len(self.preamble) :], odds=self._odds(logs, openings)[0], length=len(rendered.ids))
 
@@ -139,9 +136,10 @@ def learn_openings(voices: Sequence[Voice], harmful: Sequence[Prompt], harmless:
 
 def _common_beginning(replies: list[tuple[int, ...]]) -> tuple[int, ...]:
     beginning: tuple[int, ...] = ()
+    everyone = len(replies)
     while replies and len(beginning) < min(len(ids) for ids in replies):
         (id, count), *_ = Counter(ids[len(beginning)] for ids in replies).most_common(1)
-        if count < PREAMBLE_SHARE * len(replies):
+        if count < PREAMBLE_SHARE * everyone:
             break
         beginning = (*beginning, id)
         replies = [ids for ids in replies if ids[: len(beginning)] == beginning]
