@@ -35,6 +35,9 @@ class Openings:
 
     refusing: tuple[int, ...]
     answering: tuple[int, ...]
+    blank: int | None = None
+    """The likeliest id of `refusing`, if it stands for blank space: it opens a refusal only if one of `after` follows it."""
+    after: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,18 +75,19 @@ class Voice:
         """Log-probabilities along `tail` after each row; see `continuations`."""
         return continuations(self.model, rows, tail, adapters=self.adapters, batch_size=BATCH, reuse=self.reuse)
 
-    def distribution(self, prompts: Sequence[Prompt]) -> torch.Tensor:
-        """Mean next-token distribution `[vocabulary]` after the preamble."""
+    def distribution(self, prompts: Sequence[Prompt], *more: int) -> torch.Tensor:
+        """Mean next-token distribution `[vocabulary]` after the preamble, and `more` ids that are taken as said."""
         total = torch.zeros(1)
         for prompt in prompts:
             ids = self.model.render(prompt, room=OPENING_TOKENS).ids
-            _, logs = next(self.read([ids], (*self.preamble, 0)))
+            _, logs = next(self.read([ids], (*self.preamble, *more, 0)))
             total = total + logs[0, -1].exp().cpu()
         return total / max(1, len(prompts))
 
     def clean(self, prompt: Prompt, openings: Openings) -> Clean:
         """How `prompt` is answered without a string."""
-        tail = (*self.preamble, 0)  # the last id is predicted, never read
+        said = () if openings.blank is None else (openings.blank,)
+        tail = (*self.preamble, *said, 0)  # the last id is predicted, never read
         rendered = self.model.render(prompt, room=len(tail))
         _, logs = next(self.read([rendered.ids], tail))
         return Clean(tail=tail, logs=logs[0, len(self.preamble) :], odds=self._odds(logs, openings)[0], length=len(rendered.ids))
@@ -111,7 +115,11 @@ class Voice:
         return out
 
     def _odds(self, logs: torch.Tensor, openings: Openings) -> torch.Tensor:
-        return class_log_odds(logs[:, len(self.preamble)], openings.refusing, openings.answering)
+        first = logs[:, len(self.preamble)]
+        if openings.blank is not None:
+            first = first.clone()
+            first[:, openings.blank] += torch.logsumexp(logs[:, len(self.preamble) + 1, list(openings.after)], -1)
+        return class_log_odds(first, openings.refusing, openings.answering)
 
 
 def listen(voice: Voice, prompts: Sequence[Prompt]) -> Voice:
@@ -128,10 +136,15 @@ def learn_openings(voices: Sequence[Voice], harmful: Sequence[Prompt], harmless:
     refusing = sum((voice.distribution(harmful) for voice in voices), torch.zeros(1))
     answering = sum((voice.distribution(harmless) for voice in voices), torch.zeros(1))
     ids = torch.nonzero(refusing + answering > LEAST_SHARE).flatten().tolist()
-    return Openings(
-        refusing=tuple(id for id in ids if refusing[id] > answering[id]),
-        answering=tuple(id for id in ids if refusing[id] <= answering[id]),
-    )
+    refuses = tuple(id for id in ids if refusing[id] > answering[id])
+    answers = tuple(id for id in ids if refusing[id] <= answering[id])
+    blank = max(refuses, key=lambda token: float(refusing[token]), default=None)
+    if blank is None or voices[0].model.tokenizer.decode([blank]).strip():
+        return Openings(refusing=refuses, answering=answers)
+    # Some tokenizers write a space of its own before what they do not know whole: what it opens, the next id decides.
+    following = sum((voice.distribution(harmful, blank) for voice in voices), torch.zeros(1))
+    after = tuple(torch.nonzero(following > LEAST_SHARE).flatten().tolist())
+    return Openings(refusing=refuses, answering=answers, blank=blank, after=after)
 
 
 def _common_beginning(replies: list[tuple[int, ...]]) -> tuple[int, ...]:
