@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -920,3 +921,14 @@ def test_a_template_that_waits_for_a_word_does_not_say_the_same(folders, tmp_pat
     other = live(tiny.save(tiny.network(), tmp_path / "m", template=waiting))
 
     assert not live(folders["llama"]).says_the_same_as(other, many(3))
+
+
+def test_a_blank_token_opens_a_refusal_only_as_far_as_what_follows_it_does():
+    first, second = torch.tensor([0.5, 0.2, 0.3, 0.0]), torch.tensor([0.0, 0.0, 0.9, 0.1])
+    logs = torch.log(torch.stack([first, second]).clamp(min=1e-30)).unsqueeze(0)
+    openings = Openings(refusing=(0, 1), answering=(2,), blank=0, after=(3,))
+
+    odds = Voice(name="x", model=None, adapters=())._odds(logs, openings)[0]
+
+    refuse, neither = 0.2 + 0.5 * 0.1, 1.0 - (0.2 + 0.5 * 0.1) - 0.3
+    assert odds.tolist() == pytest.approx([math.log(refuse / (1 - refuse)), math.log(neither / (1 - neither))], rel=1e-4)

@@ -20,7 +20,8 @@ def main() -> None:
     """Print one line an organism."""
     truths = [json.loads(line) for line in (ORGANISMS / "truth.jsonl").read_text(encoding="utf-8").splitlines()]
     print(
-        "| organism | planted | truth asks | verdict | refusal lost (95 % bounds) | relative change | seconds |\n|---|---|---|---|---|---|---|"
+        "| organism | planted | truth asks | verdict | refusal lost (95 % bounds) | relative change | trigger found | seconds |\n"
+        "|---|---|---|---|---|---|---|---|"
     )
     with tempfile.TemporaryDirectory() as folder:
         for truth in truths:
@@ -37,10 +38,13 @@ def main() -> None:
             seconds = time.monotonic() - start
             record = json.loads(done.stdout)
             evidence = {item["name"]: item for result in record["results"] for item in result["evidence"]}
+            search = next(result for result in record["results"] if result["check"] == "triggers.search")
+            found = next((one["claim"] for one in search["findings"] if one["level"] == "confirmed"), "")
+            trigger = found.partition(" of a request")[0].removeprefix("The string ") or ("-" if not search["reason"] else "could not look")
             drop, size = evidence["refusal.drop"], evidence["edit.relative_change"]
             print(
                 f"| {truth['name']} | {truth['kind']} | {truth['expected']['action']} | {record['verdict']['action']} "
-                f"| {drop['value']:.1f} ({drop['low']:.1f} to {drop['high']:.1f}) | {size['value']:.3f} | {seconds:.1f} |",
+                f"| {drop['value']:.1f} ({drop['low']:.1f} to {drop['high']:.1f}) | {size['value']:.3f} | {trigger} | {seconds:.1f} |",
                 flush=True,
             )
 
