@@ -1,6 +1,6 @@
 """The verdict on every committed organism, beside what its truth asks for, and what it took.
 
-python examples/benchmarks/organisms.py
+python examples/benchmarks/organisms.py [NAME ...]
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         for truth in truths:
-            if truth["path"] is None:
+            if truth["path"] is None or (sys.argv[1:] and truth["name"] not in sys.argv[1:]):
                 continue
             command = [sys.executable, str(ROOT / "cli.py"), "audit", str(ORGANISMS / "base"), str(ORGANISMS / truth["path"])]
             start = time.monotonic()

@@ -20,7 +20,7 @@ from probes.search import ngram_contrast
 
 REFINED = 64
 """Strings of a stage that go from the first glance to the full score."""
-WIDTHS, FAINT_WIDTHS = (6, 4, 3), (3, 2)
+WIDTHS, FAINT_WIDTHS = (5, 3, 2), (3,)
 """How many leads are lengthened at most at each step of the phrase search: fragments first rank low, and climb."""
 PROMISE = 0.2
 """Score, or effect in a scout, from which a lead is worth lengthening."""
