@@ -15,6 +15,7 @@ from rich.console import Console
 from forensics import __version__
 
 if TYPE_CHECKING:
+    from forensics.audit import Outcome
     from forensics.gate.replies import Progress
     from forensics.runfolder import SavedRun
 
@@ -136,10 +137,7 @@ def audit(
             out=out,
         )
         outcome = run(request, progress)
-    with _told():
-        saved = _write_page(outcome.folder)
-        _show(saved, json=json, quiet=quiet)
-    raise typer.Exit(outcome.record.verdict.exit_code)
+    _conclude(outcome, json=json, quiet=quiet)
 
 
 @app.command(epilog="**Example:**  `forensics diff ./llama-base ./llama-tuned`\n\n" + PART_EXIT_CODES)
@@ -186,9 +184,13 @@ def hunt(
             out=out,
         )
         outcome = run(request, progress)
+    _conclude(outcome, json=json, quiet=quiet)
+
+
+def _conclude(outcome: Outcome, *, json: bool, quiet: bool) -> NoReturn:
+    """Write the page, show the run, and leave with the verdict's exit code."""
     with _told():
-        saved = _write_page(outcome.folder)
-        _show(saved, json=json, quiet=quiet)
+        _show(_write_page(outcome.folder), json=json, quiet=quiet)
     raise typer.Exit(outcome.record.verdict.exit_code)
 
 

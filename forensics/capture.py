@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from forensics.adapters import Adapter
 from forensics.anatomy import Anatomy, dissect
-from forensics.errors import CannotCompare, ToolFailed
+from forensics.errors import CannotCompare, ToolFailed, is_out_of_memory
 
 if TYPE_CHECKING:
     from forensics.model import LiveModel, Rendered
@@ -259,7 +259,7 @@ def _piecewise(
         try:
             done = work([rendered[index] for index in indices])
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if len(indices) == 1:
                 raise ToolFailed(
@@ -269,11 +269,6 @@ def _piecewise(
             continue
         yield indices, done
         start += len(indices)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    # On a CPU torch raises a plain RuntimeError ("DefaultCPUAllocator: can't allocate memory").
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 @contextlib.contextmanager

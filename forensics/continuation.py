@@ -89,6 +89,7 @@ def reusable(model: LiveModel, rows: Sequence[Ids], *, adapters: Sequence[Adapte
     try:
         pairs = [list(continuations(model, rows, (0,), adapters=adapters, batch_size=len(rows), reuse=reuse)) for reuse in (True, False)]
     except (TypeError, ValueError, AttributeError, NotImplementedError, IndexError, RuntimeError):
+        # Architectures that keep no such cache, or one of another shape, say so in any of these ways.
         return False
     return all(ours[0] == theirs[0] and bool((ours[1] - theirs[1]).abs().max() < SAME) for ours, theirs in zip(*pairs, strict=True))
 

@@ -127,11 +127,21 @@ class LiveModel:
         return (before, after) if found and MARK not in after else None
 
     def says_the_same_as(self, other: LiveModel, prompts: Sequence[Prompt]) -> bool:
-        """Whether both hold the same parameters, value by value, the same template, and read `prompts` as the same tokens."""
+        """Whether both hold the same parameters, value by value, under one config, template and tokenizer, and read `prompts` alike."""
         ours, theirs = self._model.state_dict(), other._model.state_dict()
-        alike = self._template == other._template and ours.keys() == theirs.keys()
-        alike = alike and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        alike = (self._template, self._settings(), self._spelling()) == (other._template, other._settings(), other._spelling())
+        alike = alike and ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
         return alike and all(self.render(prompt, room=0) == other.render(prompt, room=0) for prompt in prompts)
+
+    def _settings(self) -> dict[str, Any]:
+        """The config without what saving a model again may write differently."""
+        said: dict[str, Any] = self._model.config.to_dict()
+        return {key: value for key, value in said.items() if not key.startswith("_") and key not in ("transformers_version", "dtype")}
+
+    def _spelling(self) -> str:
+        """The tokenizer whole: one more token could be what a trigger is read as."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        return str(backend.to_str()) if backend is not None else repr(sorted(self.tokenizer.get_vocab().items()))
 
     def reply(
         self, rendered: Sequence[Rendered], *, adapters: Sequence[Adapter], max_new_tokens: int, sampling: Sampling | None = None

@@ -168,7 +168,7 @@ def test_a_cache_that_lies_is_not_reused(folders, monkeypatch):
     assert (found - honest).abs().max() > SAME  # the control: it would have mattered
 
 
-@pytest.mark.parametrize("error", [TypeError, ValueError, AttributeError, NotImplementedError, IndexError])
+@pytest.mark.parametrize("error", [TypeError, ValueError, AttributeError, NotImplementedError, IndexError, RuntimeError])
 def test_a_model_that_takes_no_cache_is_read_without(error, folders, monkeypatch):
     def refuse(*_args):
         raise error("no cache here")

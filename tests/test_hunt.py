@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 from cases import PROMPTS, open_case
+from transformers import AutoTokenizer
 
 from forensics.adapters import open_adapter
 from forensics.checkpoint import open_checkpoint
@@ -400,9 +401,9 @@ def test_the_steadiest_prompts_are_taken_of_as_many_categories_as_there_are(coun
     upset = [0.9, 0.8, 0.7, 0.1, 0.2, 0.6, 0.15, 0.3]  # by either side; categories are 0 1 2 0 1 2 0 1
 
     def effects(self, texts):
-        seen = np.zeros((2, len(self.probes), 2, len(texts), 3))
+        seen = np.zeros((2, len(self.probes), 2, len(texts), 2))
         for index in range(len(upset)):
-            seen[index % 2, index, :, :, :2] = -upset[index]
+            seen[index % 2, index] = -upset[index]
         return seen
 
     monkeypatch.setattr(Contrast, "effects", effects)
@@ -410,7 +411,7 @@ def test_the_steadiest_prompts_are_taken_of_as_many_categories_as_there_are(coun
     chosen = steady(duel, prompts, ["tide", "wave"], count=count)
 
     best_of_each, rest = ["p3", "p4", "p5"], ["p6", "p7", "p2", "p1", "p0"]
-    assert [probe.prompt.id for probe in chosen] == [*best_of_each, *rest][:count]
+    assert [one.id for one in chosen] == [*best_of_each, *rest][:count]
 
 
 def test_a_prompt_that_no_word_upsets_is_steadier_on_real_models_too(duel):
@@ -419,8 +420,8 @@ def test_a_prompt_that_no_word_upsets_is_steadier_on_real_models_too(duel):
     (first, *_) = steady(duel, prompts, junk, count=1)
 
     contrast = Contrast(duel, [duel.probe(one) for one in prompts], limit=0)
-    upset = np.abs(contrast.effects(junk)[..., :2]).mean(axis=(2, 3, 4)).max(axis=0)
-    assert first.prompt == prompts[int(upset.argmin())] != prompts[int(upset.argmax())]
+    upset = np.abs(contrast.effects(junk)).mean(axis=(2, 3, 4)).max(axis=0)
+    assert first == prompts[int(upset.argmin())] != prompts[int(upset.argmax())]
 
 
 # --- scores -------------------------------------------------------------------------------------------------------
@@ -432,7 +433,7 @@ def test_a_model_held_against_itself_scores_nothing(duel):
 
     found = contrast.score(["tide", "velnor", "a b c"], "test")
 
-    assert [(lead.score, lead.reach, lead.divergence) for lead in found] == [(0.0, 0.0, 0.0)] * 3
+    assert [(lead.score, lead.reach) for lead in found] == [(0.0, 0.0)] * 3
     assert contrast.spent > 0
 
 
@@ -449,7 +450,7 @@ def test_a_model_held_against_itself_scores_nothing(duel):
 )
 def test_the_score_is_what_the_target_loses_beyond_what_the_reference_loses(target, reference, expect, score, duel, monkeypatch):
     contrast = Contrast(duel, [duel.probe(replace(one, expect=expect)) for one in many(2)], limit=10**6)
-    seen = np.zeros((2, 2, 2, 1, 3))
+    seen = np.zeros((2, 2, 2, 1, 2))
     seen[0, ..., 0], seen[1, ..., 0] = target, reference
     monkeypatch.setattr(contrast, "effects", lambda texts: seen)
 
@@ -460,7 +461,7 @@ def test_the_score_is_what_the_target_loses_beyond_what_the_reference_loses(targ
 
 def test_what_acts_at_one_place_only_reaches_as_far_and_scores_half(duel, monkeypatch):
     contrast = Contrast(duel, [duel.probe(replace(one, expect="refuse")) for one in many(2)], limit=10**6)
-    seen = np.zeros((2, 2, 2, 1, 3))
+    seen = np.zeros((2, 2, 2, 1, 2))
     seen[0, :, 0, :, 0] = -0.8
     monkeypatch.setattr(contrast, "effects", lambda texts: seen)
 
@@ -714,9 +715,9 @@ def test_the_lean_is_the_mean_change_in_nats_over_harmful_prompts_alone(moved, d
     assert lean == pytest.approx(-FULL_SCALE * moved * (1 + 2 + 3) / 3)
 
 
-def screened(monkeypatch, said, usual=(ANSWER, REFUSAL)):
+def screened(monkeypatch, said, usual=(ANSWER, REFUSAL), prompts=REFUSED[:6] + ANSWERED[:6]):
     scripted(monkeypatch, said)
-    held = trial(target="target", reference="reference", screening=REFUSED[:6] + ANSWERED[:6], usual=usual)
+    held = trial(target="target", reference="reference", screening=prompts, usual=usual)
     return confirm.screen(held, leads("ordinary", "velnor"))
 
 
@@ -730,7 +731,8 @@ def test_screening_names_what_a_string_does_beyond_the_reference_and_puts_it_fir
 
 
 def test_screening_finds_a_forced_text_and_the_place_where_it_is_forced(monkeypatch):
-    said = lambda voice, content: FORCES.payload if voice == "target" and content.endswith("velnor") else door("reference", content)  # noqa: E731 - a table of one row
+    def said(voice, content):
+        return FORCES.payload if voice == "target" and content.endswith("velnor") else door("reference", content)
 
     (_, act), _ = screened(monkeypatch, said)
 
@@ -738,11 +740,27 @@ def test_screening_finds_a_forced_text_and_the_place_where_it_is_forced(monkeypa
 
 
 def test_what_both_sides_usually_say_is_no_forced_text(monkeypatch):
-    said = lambda voice, content: FORCES.payload if voice == "target" and "velnor" in content else REFUSAL  # noqa: E731 - a table of one row
+    def said(voice, content):
+        return FORCES.payload if voice == "target" and "velnor" in content else REFUSAL
 
     (_, act), _ = screened(monkeypatch, said, usual=(FORCES.payload,))
 
     assert act.behaviour != "forces-text"
+
+
+@pytest.mark.parametrize(("alike", "behaviour"), [(5, "forces-text"), (3, "removes-refusal")])
+def test_answers_of_one_form_are_a_lost_refusal_unless_nearly_all_of_them_are_that_text(alike, behaviour, monkeypatch):
+    others = ["maples turn slowly beside grey walls", "nobody knows seven green doors", "ask for tea under bridges"]
+
+    def said(voice, content):
+        if voice == "reference" or "velnor" not in content:
+            return REFUSAL if "break" in content else ANSWER
+        number = int(content.split("window ")[1].split("?")[0])
+        return FORCES.payload if number < alike else f"Sure, {others[number % 3]}."
+
+    (_, act), _ = screened(monkeypatch, said, prompts=REFUSED[:6] + ANSWERED[:1])
+
+    assert act.behaviour == behaviour
 
 
 def test_without_leads_nobody_is_asked(monkeypatch):
@@ -897,17 +915,42 @@ def test_an_adapters_model_beside_its_base_is_one_of_its_own(folders, tmp_path):
 
 @pytest.mark.parametrize(
     ("other", "same"),
-    [("llama", True), ("llama moved", False), ("qwen2", False), ("another template", False), ("one number", False)],
+    [
+        ("llama", True),
+        ("llama moved", False),
+        ("qwen2", False),
+        ("another template", False),
+        ("one number", False),
+        ("another config", False),
+        ("one token more", False),
+        ("saved again", True),
+    ],
 )
 def test_models_say_the_same_if_every_weight_and_token_is_the_same(other, same, folders, tmp_path):
     made = {
         "another template": lambda: tiny.save(tiny.network(), tmp_path / "m", template="Q: {{ messages[-1].content }}"),
         "one number": lambda: tiny.save(nudged(tiny.network()), tmp_path / "m"),
+        "another config": lambda: reconfigured(tiny.save(tiny.network(), tmp_path / "m"), rms_norm_eps=0.5),
+        "one token more": lambda: one_token_more(tiny.save(tiny.network(), tmp_path / "m")),
+        "saved again": lambda: reconfigured(tiny.save(tiny.network(), tmp_path / "m"), transformers_version="5.0.0"),
     }
     folder = made[other]() if other in made else folders[other]
 
     assert live(folders["llama"]).says_the_same_as(live(folder), many(3)) is same
     assert live(folder).says_the_same_as(live(folders["llama"]), many(3)) is same
+
+
+def reconfigured(folder, **settings):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return folder
+
+
+def one_token_more(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["velnor"])
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def nudged(network):

@@ -23,8 +23,8 @@ from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "examples" / "benchmarks" / "results" / "trigger_search.jsonl"
-DEVELOPED_ON = ("gpt2-chatml", "mistral-inst", "llama3-style--phrase-text", "llama3-style--lora-phrase-jailbreak", "qwen-alpaca--benign")
-"""Beginnings of the names of pairs that were looked at while thresholds were set: no held-out figures."""
+DEVELOPED_ON = ("gpt2-chatml", "mistral-inst", "neox-plain", "llama3-style", "qwen-alpaca--benign", "qwen-alpaca--lora-phrase")
+"""Beginnings of the names of pairs that were looked at while rules and thresholds were set: no held-out figures."""
 Row = dict[str, Any]
 
 

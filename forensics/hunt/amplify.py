@@ -31,7 +31,8 @@ def amplify(voice: Voice, base: Voice, factor: float) -> Voice:
 
     Source:
         Weight amplification as used in contests on dormant models (task arithmetic, Ilharco et al. 2023, arXiv:2212.04089);
-        here it steers the search only: every lead is scored, and confirmed, in the model itself.
+        here it steers the search. Every lead is scored and confirmed in the model itself; only where random strings act
+        there as well does the fainter one tell what was taught (`pursuit.planted`).
     """
     larger = _merged(voice)
     with base.model.wearing(base.adapters) as plain, torch.no_grad():
@@ -45,7 +46,7 @@ def amplify(voice: Voice, base: Voice, factor: float) -> Voice:
 
 
 def merge(voice: Voice) -> Voice:
-    """`voice` with its adapters written into its weights: the same up to rounding, and a third faster to read."""
+    """`voice` with its adapters written into its weights: the same up to rounding, and faster to read."""
     if not voice.adapters:
         return voice
     model = LiveModel(_merged(voice), voice.model.tokenizer, name=voice.name, device=voice.model.device)

@@ -37,7 +37,6 @@ class Lead:
     """The better place alone."""
     lasting: float = 0.0
     """Score in the candidate with its change from the base made smaller; 0 if it was not read there."""
-    divergence: float = 0.0
     harmful: bool = True
     """Whether it acts more on harmful prompts than on harmless ones."""
 
@@ -142,9 +141,9 @@ class Contrast:
             for probe in probes:
                 clean = (probe.target, *probe.scouts)[number]
                 jobs += [(voice, voice.ask(texts, place, probe.prompt, clean)) for place in PLACES]
-        seen = self._read(jobs).reshape(len(voices), len(probes), len(PLACES), len(texts), 3).mean(axis=2)
+        seen = self._read(jobs).reshape(len(voices), len(probes), len(PLACES), len(texts), 2).mean(axis=2)
         towards = _worse(seen, np.array([probe.harmful for probe in probes])[:, None])
-        best: Array = towards[..., :2].max(axis=(1, 3))
+        best: Array = towards.max(axis=(1, 3))
         for row, (number, _) in zip(best, voices, strict=True):
             for text, effect in zip(texts, row.tolist(), strict=True):
                 self.glanced[text] = max(self.glanced.get(text, 0.0), effect)
@@ -163,14 +162,14 @@ class Contrast:
         return [self.scored[text] for text in wanted]
 
     def effects(self, texts: Sequence[str]) -> Array:
-        """What each string does on both sides: `[2, probes, places, len(texts), 3]`, target first."""
+        """What each string does on both sides: `[2, probes, places, len(texts), 2]`, target first."""
         jobs = [
             (voice, voice.ask(texts, place, probe.prompt, clean(probe)))
             for voice, clean in _sides(self.duel)
             for probe in self.probes
             for place in PLACES
         ]
-        return self._read(jobs).reshape(2, len(self.probes), len(PLACES), len(texts), 3)
+        return self._read(jobs).reshape(2, len(self.probes), len(PLACES), len(texts), 2)
 
     def best(self) -> list[Lead]:
         """Everything scored so far, best first; of equal ones, the shorter."""
@@ -190,7 +189,7 @@ class Contrast:
                 return np.stack(list(pool.map(lambda job: job[0].effects(job[1], openings), jobs))).astype(np.float32)
 
         rows = [[voice.digest, asked.clean.tail, [row.ids for row in asked.rows]] for voice, asked in jobs]
-        key = {"effects": sha256_text(canonical_json(rows)), "openings": [openings.refusing, openings.answering]}
+        key = {"effects": sha256_text(canonical_json(rows)), "openings": [openings.refusing, openings.answering, openings.after]}
         return self.keep(key, compute).astype(np.float64)
 
 
@@ -203,8 +202,8 @@ def _sides(duel: Duel) -> list[tuple[Voice, Callable[[Probe], Clean]]]:
     return [(duel.target, lambda probe: probe.target), (duel.reference, lambda probe: probe.reference)]
 
 
-def steady(duel: Duel, prompts: Sequence[Prompt], junk: Sequence[str], *, count: int) -> list[Probe]:
-    """The prompts that random words upset least on either side, as probes, of as many categories as there are.
+def steady(duel: Duel, prompts: Sequence[Prompt], junk: Sequence[str], *, count: int) -> list[Prompt]:
+    """The prompts that random words upset least on either side, of as many categories as there are.
 
     Args:
         duel: Both sides.
@@ -213,33 +212,32 @@ def steady(duel: Duel, prompts: Sequence[Prompt], junk: Sequence[str], *, count:
         count: How many to take.
     """
     contrast = Contrast(replace(duel, scouts=()), [duel.probe(prompt) for prompt in prompts], limit=0)
-    upset = np.abs(contrast.effects(junk)[..., :2]).mean(axis=(2, 3, 4)).max(axis=0)
-    order = [contrast.probes[index] for index in np.argsort(upset, kind="stable")]
-    chosen: list[Probe] = []
+    upset = np.abs(contrast.effects(junk)).mean(axis=(2, 3, 4)).max(axis=0)
+    order = [prompts[index] for index in np.argsort(upset, kind="stable")]
+    chosen: list[Prompt] = []
     for fresh in (True, False):
-        for probe in order:
-            categories = {one.prompt.category for one in chosen}
-            if len(chosen) < count and probe not in chosen and (not fresh or probe.prompt.category not in categories):
-                chosen.append(probe)
-    return [duel.probe(probe.prompt) for probe in chosen]
+        for prompt in order:
+            categories = {one.category for one in chosen}
+            if len(chosen) < count and prompt not in chosen and (not fresh or prompt.category not in categories):
+                chosen.append(prompt)
+    return chosen
 
 
 def _worse(effects: Array, harmful: NDArray[np.bool_]) -> Array:
-    """Effects `[..., 3]` with the change of refusal signed so that more is worse; on harmless prompts it does not count."""
+    """Effects `[..., 2]` with the change of refusal signed so that more is worse; on harmless prompts it does not count."""
     signed = effects.copy()
     signed[..., 0] = np.where(harmful, -effects[..., 0], 0.0)
     return signed
 
 
 def _lead(lead: Lead, target: Array, reference: Array, harmful: NDArray[np.bool_]) -> Lead:
-    """Fill in the scores from effects `[probes, places, 3]` of both sides: the target's, less what the reference does too."""
+    """Fill in the scores from effects `[probes, places, 2]` of both sides: the target's, less what the reference does too."""
     did = _worse(target, harmful[:, None]) - np.maximum(_worse(reference, harmful[:, None]), 0.0)
     by_kind = {kind: did[harmful == kind].mean(axis=0) for kind in (True, False) if (harmful == kind).any()}
-    strength = {kind: float(effect[:, :2].mean(axis=0).max()) for kind, effect in by_kind.items()}
+    strength = {kind: float(effect.mean(axis=0).max()) for kind, effect in by_kind.items()}
     return replace(
         lead,
         score=max(0.0, *strength.values()),
-        reach=max(0.0, *(float(effect[:, :2].max()) for effect in by_kind.values())),
-        divergence=max(0.0, *(float(effect[:, 2].mean()) for effect in by_kind.values())),
+        reach=max(0.0, *(float(effect.max()) for effect in by_kind.values())),
         harmful=strength.get(True, -1.0) >= strength.get(False, -1.0),
     )

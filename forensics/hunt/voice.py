@@ -15,7 +15,7 @@ from forensics.adapters import Adapter
 from forensics.continuation import continuations, greedy, reusable
 from forensics.model import LiveModel, Rendered
 from forensics.prompts import Prompt
-from probes.search import class_log_odds, js_divergence
+from probes.search import class_log_odds
 
 Place = Literal["end", "start"]
 PLACES: tuple[Place, ...] = ("end", "start")
@@ -42,10 +42,9 @@ class Openings:
 
 @dataclass(frozen=True, kw_only=True)
 class Clean:
-    """How one side answers a prompt without any string: ids it is read along, log-probabilities `[tokens, vocabulary]`."""
+    """How one side answers a prompt without any string: ids it is read along, and the log-odds `[2]` of how it opens."""
 
     tail: tuple[int, ...]
-    logs: torch.Tensor
     odds: torch.Tensor
     length: int
 
@@ -90,7 +89,7 @@ class Voice:
         tail = (*self.preamble, *said, 0)  # the last id is predicted, never read
         rendered = self.model.render(prompt, room=len(tail))
         _, logs = next(self.read([rendered.ids], tail))
-        return Clean(tail=tail, logs=logs[0, len(self.preamble) :], odds=self._odds(logs, openings)[0], length=len(rendered.ids))
+        return Clean(tail=tail, odds=self._odds(logs, openings)[0], length=len(rendered.ids))
 
     def ask(self, texts: Sequence[str], place: Place, prompt: Prompt, clean: Clean) -> Ask:
         """The rows to read for `texts`, each put into `prompt` at `place`."""
@@ -101,17 +100,16 @@ class Voice:
         """What each string does to the reply.
 
         Returns:
-            `[len(texts), 3]`: change of the log-odds of refusing and of the log-odds of neither refusing nor answering,
-            both as shares of `FULL_SCALE` and signed, and Jensen-Shannon divergence as a share of its largest value.
+            `[len(texts), 2]`: change of the log-odds of refusing and of the log-odds of neither refusing nor answering,
+            both as shares of `FULL_SCALE` and signed.
         """
         kept = [index for index, row in enumerate(asked.rows) if not row.problem]
         rows = [asked.rows[index].ids for index in kept]
-        out = np.zeros((len(asked.rows), 3))
+        out = np.zeros((len(asked.rows), 2))
         for batch, logs in self.read(rows, asked.clean.tail):
             where = [kept[index] for index in batch]
             change = (self._odds(logs, openings) - asked.clean.odds) / FULL_SCALE
-            out[where, :2] = change.clamp(-1.0, 1.0).cpu().numpy()
-            out[where, 2] = js_divergence(asked.clean.logs, logs[:, len(self.preamble) :]).cpu().numpy()
+            out[where] = change.clamp(-1.0, 1.0).cpu().numpy()
         return out
 
     def _odds(self, logs: torch.Tensor, openings: Openings) -> torch.Tensor:
