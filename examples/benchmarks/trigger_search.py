@@ -23,8 +23,8 @@ from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "examples" / "benchmarks" / "results" / "trigger_search.jsonl"
-DEVELOPED_ON = ("gpt2-chatml", "mistral-inst", "neox-plain", "llama3-style", "qwen-alpaca--benign", "qwen-alpaca--lora-phrase")
-"""Beginnings of the names of pairs that were looked at while rules and thresholds were set: no held-out figures."""
+HELD_OUT = "-2--"
+"""In the names of the second series of pairs, which nobody looked at while rules and thresholds were set."""
 Row = dict[str, Any]
 
 
@@ -90,7 +90,7 @@ def show(rows: list[Row]) -> None:
 
 def developed(row: Row) -> bool:
     """Whether the pair was looked at while the search was made."""
-    return str(row["pair"]).startswith(DEVELOPED_ON)
+    return HELD_OUT not in row["pair"]
 
 
 def interval(hits: int, n: int) -> tuple[float, float]:
