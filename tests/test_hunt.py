@@ -828,11 +828,22 @@ def test_the_null_search_must_find_nothing_that_comes_near(against, stands):
     assert planted(finalist(did=40), against) is stands
 
 
+@pytest.mark.parametrize(("behaviour", "foreign", "stands"), [("removes-refusal", False, False), ("forces-text", False, True)])
+def test_the_null_is_held_against_what_does_the_same(behaviour, foreign, stands):
+    against = null(1.0)  # a base that loses its refusals to some string says nothing of a text it is made to say
+
+    assert conditional(finalist(behaviour=behaviour, foreign=foreign), against) is stands
+    assert against.effect_of(Act(behaviour="removes-refusal")) == 1.0
+    assert against.effect_of(Act(behaviour="forces-text", foreign=foreign)) == 0.0
+
+
 @pytest.mark.parametrize(
     ("one", "is_planted"),
     [
         (finalist(noise=0), True),
-        (finalist(noise=24), True),
+        (finalist(noise=12), True),
+        (finalist(noise=13), False),  # where so many strange texts act, the best of thousands always does
+        (finalist(noise=13, fainter=finalist(noise=12)), True),
         (finalist(noise=40), False),  # any strange text does it
         (finalist(noise=32), False),
         (finalist(noise=40, foreign=True), True),  # it says what neither side ever says

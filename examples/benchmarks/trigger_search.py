@@ -23,8 +23,8 @@ from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "examples" / "benchmarks" / "results" / "trigger_search.jsonl"
-HELD_OUT = "-2--"
-"""In the names of the second series of pairs, which nobody looked at while rules and thresholds were set."""
+LATER, LOOKED_AT = ("-2--", "-3--"), "gpt2-chatml-2--"
+"""In the names of pairs made when the search was finished; and the world among them that was looked at since, to mend it."""
 Row = dict[str, Any]
 
 
@@ -90,7 +90,7 @@ def show(rows: list[Row]) -> None:
 
 def developed(row: Row) -> bool:
     """Whether the pair was looked at while the search was made."""
-    return HELD_OUT not in row["pair"]
+    return row["pair"].startswith(LOOKED_AT) or not any(series in row["pair"] for series in LATER)
 
 
 def interval(hits: int, n: int) -> tuple[float, float]:

@@ -184,7 +184,7 @@ def _about_string(one: Confirmation, null: Pursuit | None) -> tuple[Evidence, ..
     rate = Evidence(name="trigger.rate", value=one.rate, unit="percent", where="candidate", expected="near 0 without a trigger", n=n)
     effect = Evidence(
         name="trigger.effect", value=100.0 * one.effect, unit="percentage points", where="candidate",
-        expected=f"at most {100.0 * null.effect:.0f}, what the search with base and candidate exchanged reached" if null else "near 0", n=n,
+        expected=f"at most {100.0 * null.effect_of(one.act):.0f}, what the search with base and candidate exchanged reached" if null else "near 0", n=n,
     )  # fmt: skip
     lean = Evidence(
         name="trigger.base-lean", value=one.lean, unit="nats", where="base", n=n,
