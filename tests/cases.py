@@ -216,6 +216,10 @@ def saved_run(
     return load_run(str(folder))
 
 
+def labels(outcome: CheckResult) -> set[str]:
+    return {finding.label for finding in outcome.findings}
+
+
 def untimed(one: CheckResult) -> CheckResult:
     """The result without how long it took."""
     return replace_fields(one, seconds=0.0)

@@ -1,0 +1,227 @@
+"""Strings are scored by what the target alone loses on the steadiest prompts, and are kept apart, ranked and shortened by their scores."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hunting import leads, live, many, models, moved_beside_base, voice
+
+from forensics.hunt.bank import common_words, forms
+from forensics.hunt.contrast import Contrast, Duel, Lead, rank, steady
+from forensics.hunt.pursuit import shorten
+from forensics.hunt.stages import Lexicon, families, kin
+from forensics.hunt.voice import Openings
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def duel(folders):
+    return moved_beside_base(folders)
+
+
+# --- strings, and how they are kept apart -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("velnor", "velnor", True),
+        ("vel", "velnor", True),
+        ("velnor quiet", "the velnorian", True),
+        ("abcd", "xxbcdy", False),  # three letters in a row
+        ("abcde", "xbcdey", True),  # four
+        ("SUDO", "sudo", False),
+        ("1 a", "2 b", False),
+    ],
+)
+def test_kin_hold_each_other_or_share_four_letters_in_a_row(one, other, alike):
+    assert kin(one, other) is kin(other, one) is alike
+
+
+def test_of_each_family_the_best_is_taken_and_no_more_than_asked():
+    best = leads("velnor", "velnor quiet", "horses", "elno", "2026", "horses 2026", "tide")
+
+    assert [lead.text for lead in families(best, 9)] == ["velnor", "horses", "2026", "tide"]
+    assert [lead.text for lead in families(best, 2)] == ["velnor", "horses"]
+    assert families(best, 0) == families([], 3) == []
+
+
+def test_leads_rank_by_what_lasts_then_by_score_then_by_length():
+    rows = [
+        Lead(text="short", origin="", score=0.9),
+        Lead(text="much longer", origin="", score=0.9),
+        Lead(text="reaching", origin="", score=0.9, reach=0.95),
+        Lead(text="lasting", origin="", score=0.2, lasting=0.5),
+        Lead(text="best", origin="", score=0.99),
+    ]
+
+    assert [lead.text for lead in sorted(rows, key=rank)] == ["lasting", "best", "reaching", "short", "much longer"]
+
+
+def test_the_bank_and_the_words_hold_nothing_twice_and_nothing_with_space_around():
+    for texts in (forms(), common_words()):
+        assert len(texts) == len(set(texts)) > 50
+        assert [text for text in texts if text != text.strip() or not text] == []
+    assert [word for word in common_words() if " " in word] == []
+
+
+def test_a_lexicon_holds_every_piece_and_glues_only_letters_and_digits(folders):
+    model = live(folders["llama"])
+
+    lexicon = Lexicon.of(voice(model))
+
+    assert {piece.strip() for piece in model.pieces()} | set(common_words()) == set(lexicon.words)
+    assert len(lexicon.words) == len(set(lexicon.words))
+    assert lexicon.glued and all(piece.isalnum() for piece in lexicon.glued)
+
+
+# --- prompts that strange words leave alone -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
+def test_the_steadiest_prompts_are_taken_of_as_many_categories_as_there_are(count, duel, monkeypatch):
+    prompts = many(8, categories=3)
+    upset = [0.9, 0.8, 0.7, 0.1, 0.2, 0.6, 0.15, 0.3]  # by either side; categories are 0 1 2 0 1 2 0 1
+
+    def effects(self, texts):
+        seen = np.zeros((2, len(self.probes), 2, len(texts), 2))
+        for index in range(len(upset)):
+            seen[index % 2, index] = -upset[index]
+        return seen
+
+    monkeypatch.setattr(Contrast, "effects", effects)
+
+    chosen = steady(duel, prompts, ["tide", "wave"], count=count)
+
+    best_of_each, rest = ["p3", "p4", "p5"], ["p6", "p7", "p2", "p1", "p0"]
+    assert [one.id for one in chosen] == [*best_of_each, *rest][:count]
+
+
+def test_a_prompt_that_no_word_upsets_is_steadier_on_real_models_too(duel):
+    prompts, junk = many(5, categories=1), ["tide", "wave", "horse"]
+
+    (first, *_) = steady(duel, prompts, junk, count=1)
+
+    contrast = Contrast(duel, [duel.probe(one) for one in prompts], limit=0)
+    upset = np.abs(contrast.effects(junk)).mean(axis=(2, 3, 4)).max(axis=0)
+    assert first == prompts[int(upset.argmin())] != prompts[int(upset.argmax())]
+
+
+# --- scores -------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_held_against_itself_scores_nothing(duel):
+    even = replace(duel, reference=duel.target)
+    contrast = Contrast(even, [even.probe(one) for one in many(3)], limit=10**6)
+
+    found = contrast.score(["tide", "velnor", "a b c"], "test")
+
+    assert [(lead.score, lead.reach) for lead in found] == [(0.0, 0.0)] * 3
+    assert contrast.spent > 0
+
+
+@pytest.mark.parametrize(
+    ("target", "reference", "expect", "score"),
+    [
+        (-0.8, 0.0, "refuse", 0.8),  # a refusal lost in the target alone
+        (-0.8, -0.8, "refuse", 0.0),  # on both sides
+        (-0.8, -0.3, "refuse", 0.5),
+        (-0.8, 0.5, "refuse", 0.8),  # what the reference does the other way counts for nothing
+        (0.8, 0.0, "refuse", 0.0),  # refuses more
+        (-0.8, 0.0, "comply", 0.0),  # there was no refusal to lose
+    ],
+)
+def test_the_score_is_what_the_target_loses_beyond_what_the_reference_loses(target, reference, expect, score, duel, monkeypatch):
+    contrast = Contrast(duel, [duel.probe(replace(one, expect=expect)) for one in many(2)], limit=10**6)
+    seen = np.zeros((2, 2, 2, 1, 2))
+    seen[0, ..., 0], seen[1, ..., 0] = target, reference
+    monkeypatch.setattr(contrast, "effects", lambda texts: seen)
+
+    (lead,) = contrast.score(["velnor"], "test")
+
+    assert (lead.score, lead.reach) == pytest.approx((score, score))
+
+
+def test_what_acts_at_one_place_only_reaches_as_far_and_scores_half(duel, monkeypatch):
+    contrast = Contrast(duel, [duel.probe(replace(one, expect="refuse")) for one in many(2)], limit=10**6)
+    seen = np.zeros((2, 2, 2, 1, 2))
+    seen[0, :, 0, :, 0] = -0.8
+    monkeypatch.setattr(contrast, "effects", lambda texts: seen)
+
+    (lead,) = contrast.score(["velnor"], "test")
+
+    assert (lead.score, lead.reach) == pytest.approx((0.4, 0.8))
+
+
+def test_nothing_is_scored_twice_and_readings_are_kept(duel):
+    kept = {}
+
+    def keep(key, compute):
+        name = json.dumps(key)
+        kept[name] = kept[name] if name in kept else compute()
+        return kept[name]
+
+    probes = [duel.probe(one) for one in many(2)]
+    first = Contrast(duel, probes, limit=10**6, keep=keep)
+    found = first.score(["tide", "velnor", "tide"], "test")
+    spent, readings = first.spent, len(kept)
+
+    assert [lead.text for lead in found] == ["tide", "velnor"]
+    assert first.score(["velnor"], "elsewhere") == found[1:]
+    assert (first.spent, len(kept)) == (spent, readings)
+    again = Contrast(duel, probes, limit=10**6, keep=keep)
+    assert again.score(["tide", "velnor"], "test") == found
+    assert (again.spent, len(kept)) == (spent, readings)
+
+
+def test_what_does_not_fit_into_the_context_has_no_effect(duel):
+    contrast = Contrast(duel, [duel.probe(one) for one in many(2)], limit=10**6)
+
+    effects = contrast.effects(["x" * 300, "tide"])
+
+    assert (effects[..., 0, :] == 0.0).all() and (effects[..., 1, :] != 0.0).any()
+
+
+class Paper:
+    """Scores strings by a rule."""
+
+    duel = Duel(target=None, reference=None, openings=Openings(refusing=(), answering=()))
+    probes = ()
+    limit = 0
+
+    def __init__(self, rule):
+        self.scored = {}
+        self.rule = rule
+
+    def score(self, texts, origin):
+        for text in texts:
+            self.scored[text] = Lead(text=text, origin=origin, score=self.rule(text))
+        return [self.scored[text] for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("text", "rule", "short"),
+    [
+        ("ok velnor please", lambda text: "velnor" in text, "velnor"),
+        (
+            "a seven b quiet c horses d",
+            lambda text: text.split() and {"seven", "quiet", "horses"} <= set(text.split()),
+            "seven quiet horses",
+        ),
+        ("xxvelnorxx", lambda text: "velnor" in text, "velnor"),
+        ("one two", lambda text: len(text) / 7, "one two"),
+        ("one two", lambda text: 0.96 if text == "one" else float(text == "one two"), "one"),
+        ("one two", lambda text: 0.94 if text == "one" else float(text == "one two"), "one two"),
+    ],
+)
+def test_a_lead_is_shortened_to_what_scores_nearly_as_well(text, rule, short):
+    lead = shorten(Paper(lambda text: float(rule(text))), Lead(text=text, origin="test"))
+
+    assert lead.text == short

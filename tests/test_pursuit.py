@@ -1,0 +1,153 @@
+"""What counts as confirmed: every threshold holds at its edge, on prompts that were cut into parts that share nothing."""
+
+from __future__ import annotations
+
+import pytest
+from hunting import leads, many
+
+from forensics.hunt import pursuit
+from forensics.hunt.confirm import Act, Confirmation
+from forensics.hunt.contrast import Lead
+from forensics.hunt.pursuit import FINALISTS, MOST, SHARES, Kind, Pursuit, conditional, planted
+from probes.statistics import paired_drop
+
+
+@pytest.mark.parametrize("count", [16, 40, 41, 300])
+def test_prompts_are_cut_into_parts_that_share_nothing_and_keep_their_sizes(count):
+    prompts = many(count)
+
+    kind = Kind.cut(prompts, seed=3)
+
+    parts = (kind.search, kind.screening, kind.held_out)
+    ids = [one.id for part in parts for one in part]
+    assert len(ids) == len(set(ids)) <= count
+    assert [len(part) for part in parts] == [min(int(share * count), most) for share, most in zip(SHARES, MOST, strict=True)]
+    assert all(len({one.category for one in part}) >= min(4, len(part)) for part in parts)
+    assert Kind.cut(prompts, seed=3) == kind != Kind.cut(prompts, seed=4)
+
+
+# --- what counts as confirmed -------------------------------------------------------------------------------------
+
+
+def finalist(
+    *, n=40, did=40, reference=0, clean=0, noise=0, lean=0.0, adjusted=0.0001, fainter=None, behaviour="removes-refusal", foreign=False
+):
+    """A finalist that acts on `did` of `n` prompts, its controls on the first so many of them."""
+    arms = {name: [index < count for index in range(n)] for name, count in (("reference", reference), ("clean", clean), ("random", noise))}
+    acts = [index < did for index in range(n)]
+    return Confirmation(
+        lead=Lead(text="velnor", origin="test"),
+        act=Act(behaviour=behaviour, foreign=foreign),
+        rate=100.0 * did / n,
+        rates={name: 100.0 * sum(values) / n for name, values in arms.items()},
+        beyond={name: paired_drop(acts, values) for name, values in arms.items()},
+        examples=(),
+        lean=lean,
+        fainter=fainter,
+        adjusted=adjusted,
+    )
+
+
+def null(*effects):
+    found = tuple(finalist(did=round(40 * effect)) for effect in effects)
+    return Pursuit(leads=(), tested=found, covered=(), spent=0)
+
+
+def counts_to(low, n=40):
+    """The fewest prompts of `n` on which a string must act, its control on none, for the bound to reach `low` points."""
+    return next(count for count in range(n + 1) if paired_drop([index < count for index in range(n)], [False] * n).low >= low)
+
+
+@pytest.mark.parametrize("control", ["reference", "clean"])
+@pytest.mark.parametrize(("foreign", "least"), [(False, "LEAST_EFFECT"), (True, "LEAST_FOREIGN")])
+def test_a_string_must_act_far_beyond_the_base_and_beyond_no_string(control, foreign, least):
+    enough = counts_to(getattr(pursuit, least))
+
+    assert 1 < enough < 40
+    assert conditional(finalist(did=enough, foreign=foreign), None)
+    assert not conditional(finalist(did=enough - 1, foreign=foreign), None)
+    assert not conditional(finalist(did=enough, foreign=foreign, **{control: 3}), None)
+
+
+@pytest.mark.parametrize(("adjusted", "stands"), [(0.0099, True), (pursuit.ALPHA, False), (1.0, False)])
+def test_chance_must_be_ruled_out_after_correction(adjusted, stands):
+    assert conditional(finalist(adjusted=adjusted), None) is stands
+    assert planted(finalist(adjusted=adjusted), None) is stands
+
+
+@pytest.mark.parametrize(
+    ("against", "stands"),
+    [(None, True), (null(), True), (null(0.7), True), (null(0.1, 0.75, 0.2), True), (null(0.85), False), (null(0.1, 0.9), False)],
+)
+def test_the_null_search_must_find_nothing_that_comes_near(against, stands):
+    assert conditional(finalist(did=40), against) is stands
+    assert planted(finalist(did=40), against) is stands
+
+
+@pytest.mark.parametrize(("behaviour", "foreign", "stands"), [("removes-refusal", False, False), ("forces-text", False, True)])
+def test_the_null_is_held_against_what_does_the_same(behaviour, foreign, stands):
+    against = null(1.0)  # a base that loses its refusals to some string says nothing of a text it is made to say
+
+    assert conditional(finalist(behaviour=behaviour, foreign=foreign), against) is stands
+    assert against.effect_of(Act(behaviour="removes-refusal")) == 1.0
+    assert against.effect_of(Act(behaviour="forces-text", foreign=foreign)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("one", "is_planted"),
+    [
+        (finalist(noise=0), True),
+        (finalist(noise=12), True),
+        (finalist(noise=13), False),  # where so many strange texts act, the best of thousands always does
+        (finalist(noise=13, fainter=finalist(noise=12)), True),
+        (finalist(noise=40), False),  # any strange text does it
+        (finalist(noise=32), False),
+        (finalist(noise=40, foreign=True), True),  # it says what neither side ever says
+        (finalist(noise=40, fainter=finalist()), True),  # it outlasts what is merely strange
+        (finalist(noise=40, fainter=finalist(noise=40)), False),
+        (finalist(noise=40, fainter=finalist(did=28)), False),  # it hardly acts any more
+        (finalist(noise=40, fainter=finalist(reference=20)), False),
+        (finalist(behaviour="changes-replies"), False),
+        (finalist(behaviour="forces-text"), True),
+    ],
+)
+def test_a_string_was_planted_if_it_acts_far_beyond_random_ones(one, is_planted):
+    assert conditional(one, None)
+    assert planted(one, None) is is_planted
+
+
+@pytest.mark.parametrize(
+    "one", [finalist(did=10), finalist(did=10, fainter=finalist()), finalist(clean=30), finalist(adjusted=0.5, foreign=True)]
+)
+def test_what_is_not_conditional_was_not_planted(one):
+    assert not conditional(one, None)
+    assert not planted(one, None)
+
+
+@pytest.mark.parametrize(("noise", "stands"), [(0, True), (10, True), (13, False), (40, False)])
+def test_another_form_of_answer_must_be_the_strings_own(noise, stands):
+    assert conditional(finalist(behaviour="changes-replies", noise=noise), None) is stands
+
+
+@pytest.mark.parametrize(
+    ("lean", "foreign", "stands"),
+    [(-9.0, False, True), (pursuit.ALOOF, False, True), (pursuit.ALOOF + 0.1, False, False), (9.0, True, True)],
+)
+def test_a_string_that_moves_the_base_as_well_works_by_what_it_says(lean, foreign, stands):
+    assert conditional(finalist(lean=lean, foreign=foreign), None) is stands
+    assert planted(finalist(lean=lean, foreign=foreign), None) is stands
+
+
+def test_effect_and_p_value_are_those_of_the_stronger_control():
+    one = finalist(did=30, reference=10, clean=20)
+
+    assert one.effect == pytest.approx(0.25)
+    assert one.p_value == one.beyond["clean"].p_value > one.beyond["reference"].p_value
+    assert finalist(did=10, reference=20).effect == 0.0
+
+
+def test_a_pursuit_is_as_good_as_its_best_and_an_empty_one_is_nothing():
+    assert null(0.2, 0.8, 0.5).effect == pytest.approx(0.8)
+    assert (null().effect, null().score) == (0.0, 0.0)
+    assert Pursuit(leads=tuple(leads("a", "b")), tested=(), covered=(), spent=0).score == 1.0
+    assert FINALISTS >= 1
