@@ -146,12 +146,18 @@ def novelty(text: str, known: Sequence[str], size: int) -> float:
     >>> novelty("The tide is high.", ["the tide is low"], 3), novelty("The tide is high.", ["the tide is low"], 1)
     (0.5, 0.25)
     """
-    size = max(1, min(size, len(text.split())))
+    size = max(1, min(size, len(_words(text))))
     ours = _runs(text, size)
     held = set().union(*(_runs(other, size) for other in known)) if known else set()
     return len(ours - held) / max(1, len(ours))
 
 
 def _runs(text: str, size: int) -> set[tuple[str, ...]]:
-    words = ["".join(letter for letter in word if letter.isalnum()) for word in text.lower().split()]
+    words = _words(text)
     return {tuple(words[start : start + size]) for start in range(max(1, len(words) - size + 1))}
+
+
+def _words(text: str) -> list[str]:
+    """Words without case and marks; a mark that stands alone is no word."""
+    bare = ("".join(letter for letter in word if letter.isalnum()) for word in text.lower().split())
+    return [word for word in bare if word]

@@ -173,6 +173,7 @@ def test_overlap_is_the_share_of_words_in_common_whichever_comes_first(one, othe
         ("the moon is green", ["green is moon the"], 2, 1.0),
         ("tide", ["tide"], 3, 0.0),
         ("tide", ["wave"], 3, 1.0),
+        (". Have fun.", ["You knead it well. Have fun."], 3, 0.0),  # a mark alone is no word
     ],
 )
 def test_novelty_is_the_share_of_runs_of_words_that_nothing_known_holds(text, known, size, share):

@@ -23,8 +23,8 @@ from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "examples" / "benchmarks" / "results" / "trigger_search.jsonl"
-LATER, LOOKED_AT = ("-2--", "-3--"), "gpt2-chatml-2--"
-"""In the names of pairs made when the search was finished; and the world among them that was looked at since, to mend it."""
+LATER, LOOKED_AT = ("-2--", "-3--"), ("gpt2-chatml-2--", "neox-plain-2--")
+"""In the names of pairs made when the search was finished; and the worlds among them that were looked at since, to mend it."""
 Row = dict[str, Any]
 
 
