@@ -65,12 +65,16 @@ class Adapter:
         """sha256 over the names and hashes of all its files."""
         return sha256_text(canonical_json(self.files))
 
-    def delta(self, factor: Factor) -> torch.Tensor:
-        """The change `scale * B A` as added to the base tensor `factor.target`, in its shape, float32."""
+    def halves(self, factor: Factor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A `[r, in]` and B `[out, r]` of one changed matrix as stored, in float32; the scale is not in them."""
         from safetensors import safe_open  # heavy: brings torch
 
         with safe_open(self.path / WEIGHTS_NAME, framework="pt") as stream:
-            a, b = stream.get_tensor(factor.a.name).float(), stream.get_tensor(factor.b.name).float()
+            return stream.get_tensor(factor.a.name).float(), stream.get_tensor(factor.b.name).float()
+
+    def delta(self, factor: Factor) -> torch.Tensor:
+        """The change `scale * B A` as added to the base tensor `factor.target`, in its shape, float32."""
+        a, b = self.halves(factor)
         change: torch.Tensor = factor.scale * (b @ a)
         return change.T if factor.transposed else change
 

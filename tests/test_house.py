@@ -33,7 +33,7 @@ MAY_IMPORT = {
 SEEN_BY_REPORTS = {"forensics.record", "forensics.runfolder", "forensics.prompts", "forensics.errors", "forensics.verdict"}
 FLOORS = (
     ("errors", "record"),
-    ("policy", "prompts", "headers", "checkpoint", "surface", "templates", "adapters", "alignment", "runfolder"),
+    ("policy", "prompts", "headers", "checkpoint", "surface", "templates", "adapters", "alignment", "runfolder", "roles"),
     ("anatomy", "model", "verdict"),
     (
         "capture",
@@ -51,7 +51,7 @@ FLOORS = (
         "hunt.confirm",
         "hunt.pursuit",
     ),
-    ("case",),
+    ("case", "differ", "invariants"),
     ("checks",),
     ("audit",),
 )

@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from forensics.case import Case, Check
+from forensics.differ import measured
 from forensics.record import CheckResult, Evidence, Finding, Status
 
 if TYPE_CHECKING:
-    import torch
-
     from probes.rounding import TensorChange
 
 ID = "weights.change"
@@ -33,7 +32,7 @@ SHOWN = 10
 
 def run(case: Case) -> CheckResult:
     """Measure the change of every tensor; see the module's docstring."""
-    changes = _measure(case)
+    changes = {name: profile.change for name, profile in measured(case).items()}
     names = [pair.name for pair in case.pairs]
     case.keep_arrays(
         ID,
@@ -54,28 +53,6 @@ def run(case: Case) -> CheckResult:
         findings=findings,
         evidence=evidence,
     )
-
-
-def _measure(case: Case) -> dict[str, TensorChange]:
-    from probes.rounding import TensorChange  # heavy: brings torch
-
-    deltas, changes = case.deltas(), {}
-    for done, (pair, blocks) in enumerate(case.tensors()):
-        case.workbench.progress("weights", done, len(case.pairs))
-        change = TensorChange()
-        delta = deltas[pair.base.name]() if pair.base.name in deltas else None
-        row = 0
-        for ours, theirs in blocks:
-            height = ours.shape[0] if ours.ndim else 0
-            change.update(ours, theirs, _rows(delta, row, height))
-            row += height
-        changes[pair.name] = change
-    case.workbench.progress("weights", len(case.pairs), len(case.pairs))
-    return changes
-
-
-def _rows(delta: torch.Tensor | None, start: int, height: int) -> torch.Tensor | None:
-    return None if delta is None else delta[start : start + height]
 
 
 def _total(changes: dict[str, TensorChange], part: Callable[[TensorChange], float]) -> float:

@@ -1,0 +1,149 @@
+"""What was done to the weights?
+
+Asks: Which single kind of edit made the candidate of the base: a cast, a quantisation round trip, a merged LoRA and of what rank,
+    training of all weights, an abliteration, a rewritten fact, single rows, a merge, pruning, other layers, another
+    parameterisation, or another model altogether?
+Reads: Every tensor of both checkpoints in one pass, block by block from safetensors; adapter factors, without merging them.
+Reports: Always one finding: its label is the kind, with `edit.rank` and `edit.relative_change` among what speaks for it. `unknown-mixed`
+    where no single kind fits, or where the change lies below what the storage format shows (`edit.below-resolution` is 1).
+    Abliteration and rewritten facts are of severity high; a model not made of the base is medium; all others are info.
+    Spectra in units of the rounding noise, with its edge, are in arrays/weights.edit-kind.npz.
+Blind to: What an edit does: harmful training looks like any training. Changes that rounding swallowed. Edits done to look like
+    others: a trained change cut to low rank is called a LoRA. Merges, unless the parents are given. Of very large matrices
+    every second row, or fewer, is read for the spectrum.
+Source: Forms of the methods as their authors give them, see `probes/edits.py`; rank against the known rounding of the storage
+    format, see `probes/spectra.py`. No published tool decides between kinds or knows the rounding.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from forensics.case import Case, Check
+from forensics.record import CheckResult, Evidence, Finding, Severity, Status
+
+if TYPE_CHECKING:
+    from probes.edits import Kind, Surroundings, TensorEdit
+
+ID = "weights.edit-kind"
+SEVERITIES: dict[str, Severity] = {
+    "abliteration": "high",
+    "knowledge-edit": "high",
+    "knowledge-edit-multi": "high",
+    "not-derived": "medium",
+}
+SHOWN = 10
+"""Tensors whose rank is given one by one in the evidence."""
+KEPT_VALUES = 96
+"""Singular values of one tensor kept for the figures."""
+
+
+def run(case: Case) -> CheckResult:
+    """Name the edit; see the module's docstring."""
+    from forensics.differ import tensor_edits  # heavy: brings torch
+    from probes.edits import classify
+
+    edits = tensor_edits(case)
+    kind = classify(edits, _surroundings(case))
+    _keep(case, edits)
+    evidence = _evidence(edits, kind)
+    severity = SEVERITIES.get(kind.label, "info")
+    finding = Finding(
+        id=f"{ID}/{kind.label}",
+        check=ID,
+        label=kind.label,
+        severity=severity,
+        confidence=kind.confidence,
+        claim=_claim(case, kind),
+        evidence=evidence[: 3 + len(kind.measures)],
+    )
+    capped = [one.name for one in edits if one.profile.thinned > 1]
+    return CheckResult(
+        check=ID,
+        configuration=case.configuration,
+        status=Status.NO_FINDING if severity == "info" else Status.FLAGGED,
+        findings=(finding,),
+        evidence=evidence,
+        limits=(f"Of {len(capped)} large matrices only some rows were read for the spectrum.",) if capped else (),
+    )
+
+
+def _surroundings(case: Case) -> Surroundings:
+    from forensics.invariants import same_function
+    from forensics.roles import place
+    from probes.edits import Surroundings
+
+    layers = tuple(sorted({place(pair.name).layer for pair in case.pairs} - {-1}))
+    return Surroundings(
+        same_files=case.candidate is case.base or _weight_files(case.base.files) == _weight_files(case.candidate.files),
+        layers=layers,
+        base_layers=len(layers),
+        recast=sum(pair.base.dtype != pair.candidate.dtype for pair in case.pairs),
+        invariant=str if case.adapters else lambda: same_function(case),  # what adapters add is no parameterisation
+    )
+
+
+def _weight_files(files: dict[str, str]) -> dict[str, str]:
+    return {name: digest for name, digest in files.items() if name.endswith((".safetensors", ".safetensors.index.json"))}
+
+
+def _claim(case: Case, kind: Kind) -> str:
+    if not case.adapters:
+        return kind.claim
+    names = " and ".join(adapter.name for adapter in case.adapters)
+    return f"With {'adapter' if len(case.adapters) == 1 else 'adapters'} {names} put on, unmerged: {kind.claim}"
+
+
+def _evidence(edits: list[TensorEdit], kind: Kind) -> tuple[Evidence, ...]:
+    changed = [one for one in edits if one.changed]
+    whole = sum(one.profile.change.base_square for one in changed)
+    moved = sum(one.profile.change.change_square for one in changed)
+    relative = (moved / whole) ** 0.5 if whole > 0.0 else float(moved > 0.0)
+    elements = sum(one.profile.change.elements for one in changed)
+    rows = [
+        Evidence(name="edit.rank", value=kind.rank, unit="directions", where="changed matrices, most common",
+                 expected="those beyond rounding; 0 where nothing changed or none can be told", n=len(changed)),
+        Evidence(name="edit.relative_change", value=relative, unit="||dW||_F / ||W||_F", where="changed tensors",
+                 expected="0 if nothing was changed", n=elements),
+        Evidence(name="edit.below-resolution", value=float(kind.unresolved), unit="1 if so", where="changed tensors",
+                 expected="0: the change can be told from rounding", n=len(changed)),
+        *(Evidence(name=one.name, value=one.value, unit=one.unit, where=one.where, expected=one.expected, n=one.n) for one in kind.measures),
+    ]  # fmt: skip
+    most = sorted(changed, key=lambda one: (-one.profile.change.relative, one.name))[:SHOWN]
+    for one in most:
+        found = one.profile.spectrum
+        if found is not None:
+            rows.append(
+                Evidence(
+                    name="edit.tensor-rank", value=found.rank, unit="directions", where=one.name, n=min(found.shape),
+                    expected=f"those above the edge of rounding; relative change {one.profile.change.relative:.2g}",
+                )
+            )  # fmt: skip
+    return tuple(rows)
+
+
+def _keep(case: Case, edits: list[TensorEdit]) -> None:
+    values = np.zeros((len(edits), KEPT_VALUES))
+    for row, one in zip(values, edits, strict=True):
+        if one.profile.spectrum is not None:
+            shown = one.profile.spectrum.values[:KEPT_VALUES].numpy()
+            row[: len(shown)] = shown
+    spectra = [one.profile.spectrum for one in edits]
+    case.keep_arrays(
+        ID,
+        {
+            "tensor": np.array([one.name for one in edits]),
+            "role": np.array([one.role for one in edits]),
+            "layer": np.array([one.layer for one in edits]),
+            "relative_change": np.array([one.profile.change.relative for one in edits]),
+            "rank": np.array([found.rank if found else 0 for found in spectra]),
+            "edge": np.array([found.edge if found else 0.0 for found in spectra]),
+            "bulk": np.array([found.bulk if found else 0.0 for found in spectra]),
+            "values": values,
+        },
+    )
+
+
+CHECK = Check(id=ID, question="What kind of edit made the candidate of the base?", cost="weights", run=run)

@@ -1,0 +1,163 @@
+"""Every tensor of a pair measured in one pass over the files, and what its change does to the residual stream.
+
+No model is loaded: blocks are read from safetensors, and what is kept is one tensor's change at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from forensics.adapters import CONV1D_MODELS
+from forensics.case import Case
+from forensics.checkpoint import Checkpoint
+from forensics.record import canonical_json, sha256_text
+from forensics.roles import TRANSPOSED_ROLES, VOCABULARY, WRITES, Place, place
+
+if TYPE_CHECKING:
+    import torch
+
+    from forensics.alignment import Pair
+    from probes.differ import Profile
+    from probes.edits import Form, TensorEdit
+    from probes.spectra import Spectrum
+
+
+def measured(case: Case) -> dict[str, Profile]:
+    """The profile of every aligned tensor, by name; measured once a run and configuration.
+
+    Where adapters change a tensor its spectrum is exact, from their factors, and nothing is rounded.
+    """
+    sides = [case.base.digest, case.candidate.digest, *(adapter.digest for adapter in case.adapters)]
+    return case.workbench.remembered(f"profiles {sha256_text(canonical_json(sides))}", lambda: dict(_measure(case)))
+
+
+def tensor_edits(case: Case) -> list[TensorEdit]:
+    """Every tensor with its place in the model and, where a few directions of it write to the residual stream, their form."""
+    from probes.edits import TensorEdit  # heavy: brings torch
+
+    profiles, edits = measured(case), []
+    for pair in case.pairs:
+        where, profile = place(pair.name), profiles[pair.name]
+        form = _form(case, pair, profile, where)
+        edits.append(TensorEdit(name=pair.name, layer=where.layer, role=where.role, profile=profile, form=form))
+    return edits
+
+
+def _measure(case: Case) -> Iterator[tuple[str, Profile]]:
+    import torch  # heavy
+
+    from probes.differ import Meter
+
+    deltas = case.deltas()
+    for done, (pair, blocks) in enumerate(case.tensors()):
+        case.workbench.progress("weights", done, len(case.pairs))
+        delta = deltas[pair.base.name]() if pair.base.name in deltas else None
+        shape = pair.base.shape
+        meter = Meter(
+            columns=pair.base.elements // max(1, shape[0]) if len(shape) > 1 else pair.base.elements, rank_cap=0 if deltas else 64
+        )
+        row = 0
+        for ours, theirs in blocks:
+            height = ours.shape[0] if ours.ndim else 0
+            meter.update(ours, theirs, None if delta is None else delta[row : row + height])
+            row += height
+        profile = meter.profile()
+        if delta is not None:
+            found = _exact(case, pair)
+            profile = replace(profile, spectrum=found, rows=torch.arange(found.shape[0]))
+        yield pair.name, profile
+    case.workbench.progress("weights", len(case.pairs), len(case.pairs))
+
+
+def _exact(case: Case, pair: Pair) -> Spectrum:
+    """Spectrum of what all adapters of the case add to one tensor."""
+    import torch
+
+    from probes.spectra import exact_spectrum
+
+    downs, ups, turned = [], [], False
+    for adapter in case.adapters:
+        for factor in adapter.factors:
+            if factor.target == pair.base.name:
+                a, b = adapter.halves(factor)
+                downs.append(a)
+                ups.append(b * factor.scale)
+                turned = factor.transposed
+    down, up = torch.cat(downs), torch.cat(ups, dim=1)
+    return exact_spectrum(up.T, down.T) if turned else exact_spectrum(down, up)
+
+
+def transposed(case: Case, role: str) -> bool:
+    """Whether a matrix of this role is stored `[in, out]`, as GPT-2 does it."""
+    return case.base.config.get("model_type") in CONV1D_MODELS and role in TRANSPOSED_ROLES
+
+
+def _form(case: Case, pair: Pair, profile: Profile, where: Place) -> Form | None:
+    """How the strongest direction of a change lies to W: only for matrices that write to the residual stream."""
+    found = profile.spectrum
+    if found is None or profile.rows is None or not found.resolved or where.role not in (*WRITES, *VOCABULARY[:1]):
+        return None
+    from probes.edits import Form
+
+    left = _spread(found, profile)
+    turned = transposed(case, where.role) or where.role == "embedding"
+    first, reads = (found.right[:, 0], left) if turned else (left, found.right[:, 0])
+    forms = []
+    for direction, before in _candidates(case.base, pair.base.name, first, turned=turned):
+        size = float(before.norm())
+        if size > 0.0:
+            # D^T u = sigma v for the leading pair, so what is left of u's input needs no second reading.
+            after = before + float(found.sizes[0]) * reads * float(direction @ first)
+            forms.append(Form(direction=direction, input_cosine=abs(float(reads @ before)) / size, gain=float(after.norm()) / size))
+    return max(forms, key=lambda form: form.input_cosine, default=None)
+
+
+def _candidates(side: Checkpoint, name: str, direction: torch.Tensor, *, turned: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Directions that may have been taken out, each with what it reads through the base's matrix.
+
+    The change's own direction; and, for tools that give every row its norm back, the one that the rows seen at equal length had.
+    """
+    norms = _output_norms(side, name, turned=turned).clamp(min=1e-12)
+    levelled = direction / norms
+    levelled = levelled / levelled.norm()
+    return [
+        (direction, _pulled(side, name, direction, turned=turned)),
+        (levelled, _pulled(side, name, levelled / norms, turned=turned)),
+    ]
+
+
+def _output_norms(side: Checkpoint, name: str, *, turned: bool) -> torch.Tensor:
+    """Norm of what each output of a matrix reads."""
+    import torch
+
+    parts = [torch.nan_to_num(block.reshape(block.shape[0], -1).float()) for block in side.blocks(name)]
+    squares = (
+        torch.stack([rows.square().sum(dim=0) for rows in parts]).sum(dim=0)
+        if turned
+        else torch.cat([rows.square().sum(dim=1) for rows in parts])
+    )
+    return squares.sqrt()
+
+
+def _pulled(side: Checkpoint, name: str, direction: torch.Tensor, *, turned: bool) -> torch.Tensor:
+    """W^T u for a matrix stored `[out, in]`, W u for one stored the other way round."""
+    import torch
+
+    parts, row = [], 0
+    for block in side.blocks(name):
+        rows = torch.nan_to_num(block.reshape(block.shape[0], -1).float())
+        parts.append(rows @ direction if turned else rows.T @ direction[row : row + len(rows)])
+        row += len(rows)
+    return torch.cat(parts) if turned else torch.stack(parts).sum(dim=0)
+
+
+def _spread(found: Spectrum, profile: Profile) -> torch.Tensor:
+    """The first left direction over all rows of the tensor, zero where a row did not change."""
+    import torch
+
+    whole = torch.zeros(profile.shape[0])
+    if profile.rows is not None:
+        whole[profile.rows] = found.left[:, 0]
+    return whole
