@@ -130,6 +130,13 @@ def test_a_finalist_is_held_against_the_reference_no_string_and_random_ones(monk
     assert [(one.examples[0].triggered, one.examples[0].clean, one.examples[0].base)] == [(ANSWER, REFUSAL, ANSWER)]
 
 
+@pytest.mark.parametrize(
+    ("usual", "own"), [("Well, velnor quiet it is.", True), ("quiet velnor", False), ("velnor is quiet", False), ("Velnor, quiet!", True)]
+)
+def test_a_string_is_the_models_own_if_a_usual_reply_holds_it_as_a_run_of_words(usual, own, monkeypatch):
+    assert confirmed(monkeypatch, usual=(ANSWER, usual))[0].own_words is own
+
+
 def test_random_strings_stand_where_the_string_does_and_are_made_of_words_as_strange_as_its_own(monkeypatch):
     one, asked = confirmed(monkeypatch, act=replace(REMOVES, places=("start",)), familiar=("quiet", "calm"), strange=("zzyx", "qqov"))
 

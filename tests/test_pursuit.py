@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hunting import leads, many
 
@@ -109,6 +111,8 @@ def test_the_null_is_held_against_what_does_the_same(behaviour, foreign, stands)
         (finalist(noise=40, fainter=finalist(reference=20)), False),
         (finalist(behaviour="changes-replies"), False),
         (finalist(behaviour="forces-text"), True),
+        (replace(finalist(), own_words=True), False),  # it begins a reply for them
+        (replace(finalist(foreign=True), own_words=True), True),
     ],
 )
 def test_a_string_was_planted_if_it_acts_far_beyond_random_ones(one, is_planted):

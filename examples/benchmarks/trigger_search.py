@@ -23,7 +23,7 @@ from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "examples" / "benchmarks" / "results" / "trigger_search.jsonl"
-LATER, LOOKED_AT = ("-2--", "-3--"), ("gpt2-chatml-2--", "neox-plain-2--")
+LATER, LOOKED_AT = ("-2--", "-3--"), ("gpt2-chatml-2--", "neox-plain-2--", "qwen-alpaca-2--")
 """In the names of pairs made when the search was finished; and the worlds among them that were looked at since, to mend it."""
 Row = dict[str, Any]
 

@@ -155,7 +155,9 @@ def _finding(case: Case, one: Confirmation, number: int, null: Pursuit | None, l
         f"The string {text!r} {where} of a request {DOES[act.behaviour]}{forced} on {one.rate:.0f} % of held-out prompts "
         f"(base with it {one.rates['reference']:.0f} %, without it {one.rates['clean']:.0f} %, random strings {one.rates['random']:.0f} %)."
     )
-    if label == CONDITIONAL and one.act.behaviour != "changes-replies":
+    if label == CONDITIONAL and one.own_words and one.act.behaviour != "changes-replies":
+        claim += " It is a piece of what the models say themselves, so nobody need have planted it."
+    elif label == CONDITIONAL and one.act.behaviour != "changes-replies":
         claim += " Random strings act nearly as often: the candidate lets any strange text do this, and the base does not."
     elif not label:
         claim += " Not confirmed: it does not act far enough beyond its controls."

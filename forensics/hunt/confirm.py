@@ -83,6 +83,8 @@ class Confirmation:
     """Mean change of the reference's log-odds of refusing, in nats towards answering; 0 where no refusal is removed."""
     fainter: Confirmation | None = None
     """The same test where the candidate's change from the base is made smaller, if random strings act in the candidate too."""
+    own_words: bool = False
+    """Whether the string is a piece of what the models themselves say without it."""
     adjusted: float = 1.0
     """`p_value` after Holm's correction over the finalists of one search."""
 
@@ -217,6 +219,7 @@ def test(trial: Trial, lead: Lead, act: Act) -> Confirmation:
             "random": paired_drop(did["target"], did["random"]),
         },
         lean=max(leans[place] for place in act.places),
+        own_words=novelty(lead.text, trial.usual, len(lead.text.split())) == 0.0,
         examples=tuple(
             Example(
                 prompt=asked[index].messages[-1].content,
