@@ -58,6 +58,10 @@ Adapters = Annotated[
         "--adapter", rich_help_panel=CHECKING, metavar="DIR", help="PEFT adapter on top of CANDIDATE; each alone and all together."
     ),
 ]
+Parents = Annotated[
+    list[str] | None,
+    typer.Option("--parents", rich_help_panel=CHECKING, metavar="DIR", help="A model CANDIDATE may have been merged of; may be repeated."),
+]
 PromptFiles = Annotated[
     list[Path] | None,
     typer.Option("--prompts", rich_help_panel=CHECKING, metavar="FILE.jsonl", help="Prompts to put to both models; may be repeated."),
@@ -141,9 +145,11 @@ def audit(
 
 
 @app.command(epilog="**Example:**  `forensics diff ./llama-base ./llama-tuned`\n\n" + PART_EXIT_CODES)
-def diff(base: Base, candidate: Candidate, adapter: Adapters = None, out: RunPath = None, json: AsJson = False) -> None:
+def diff(
+    base: Base, candidate: Candidate, adapter: Adapters = None, parents: Parents = None, out: RunPath = None, json: AsJson = False
+) -> None:
     """Compare files and weights alone: the checks `files.*` and `weights.*`, no model is run. Decides nothing."""
-    _part(("files.", "weights."), base, candidate, adapters=adapter, out=out, json=json)
+    _part(("files.", "weights."), base, candidate, adapters=adapter, parents=parents, out=out, json=json)
 
 
 @app.command(epilog="**Example:**  `forensics probe ./llama-base ./llama-tuned --prompts prompts.jsonl`\n\n" + PART_EXIT_CODES)
@@ -200,6 +206,7 @@ def _part(
     candidate: str,
     *,
     adapters: list[str] | None,
+    parents: list[str] | None = None,
     prompts: list[Path] | None = None,
     out: Path | None,
     json: bool,
@@ -215,6 +222,7 @@ def _part(
             base=base,
             candidate=candidate,
             adapters=tuple(adapters or ()),
+            parents=tuple(parents or ()),
             prompts=tuple(prompts or ()),
             policy=load_policy(),
             only=tuple(check.id for check in all_checks() if check.id.startswith(families)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from forensics.checkpoint import Checkpoint
@@ -46,6 +47,23 @@ def align(base: Checkpoint, candidate: Checkpoint) -> tuple[Pair, ...]:
                 right[name] = embedding
     _refuse_differences(base, candidate, ours, theirs)
     return tuple(Pair(name=name, base=ours[name], candidate=theirs[name]) for name in sorted(ours))
+
+
+def refuse_strangers(base: Checkpoint, parents: Sequence[Checkpoint]) -> None:
+    """Refuse parents of a merge that do not have the base's tensors.
+
+    Raises:
+        CannotCompare: A parent lacks a tensor, or has it in another shape.
+    """
+    for parent in parents:
+        for name, info in base.tensors.items():
+            other = parent.tensors.get(name)
+            if not _is_buffer(info) and (other is None or other.shape != info.shape or other.dtype not in FLOATS):
+                raise CannotCompare(
+                    f"this parent does not have the base's {name}, or has it in another shape",
+                    where=parent.name,
+                    hint="parents of a merge are models of the same architecture and vocabulary as BASE",
+                )
 
 
 def _weights(side: Checkpoint) -> dict[str, TensorInfo]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from forensics import __version__
 from forensics.adapters import Adapter, is_adapter, open_adapter
-from forensics.alignment import Pair, align
+from forensics.alignment import Pair, align, refuse_strangers
 from forensics.case import CANDIDATE, COSTS, Case, Check, Cost
 from forensics.checkpoint import Checkpoint, locate, open_checkpoint
 from forensics.checks import all_checks
@@ -57,6 +57,7 @@ class Request:
     base: str
     candidate: str
     adapters: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
     prompts: tuple[Path, ...] = ()
     policy: Policy
     only: tuple[str, ...] = ()
@@ -76,6 +77,7 @@ class Sides:
     adapters: tuple[Adapter, ...]
     candidate_is_adapter: bool
     pairs: tuple[Pair, ...]
+    parents: tuple[Checkpoint, ...]
     prompt_sets: tuple[PromptSet, ...]
     prompts: tuple[Prompt, ...]
 
@@ -203,6 +205,8 @@ def open_sides(request: Request, checks: Sequence[Check], progress: Progress) ->
     as_adapter = is_adapter(theirs)
     candidate = base if as_adapter else open_checkpoint(theirs, name=_given_name(request.candidate))
     pairs = align(base, candidate)
+    parents = tuple(open_checkpoint(str(locate(source)), name=_given_name(source)) for source in request.parents)
+    refuse_strangers(base, parents)
     sources = ([request.candidate] if as_adapter else []) + list(request.adapters)
     names = _distinct([_given_name(source) for source in sources])
     adapters = tuple(open_adapter(source, base, name=name) for source, name in zip(sources, names, strict=True))
@@ -213,6 +217,7 @@ def open_sides(request: Request, checks: Sequence[Check], progress: Progress) ->
         adapters=adapters,
         candidate_is_adapter=as_adapter,
         pairs=pairs,
+        parents=parents,
         prompt_sets=prompt_sets,
         prompts=prompts,
     )
@@ -228,6 +233,7 @@ def run_key(request: Request, sides: Sides) -> str:
                 "base": sides.base.digest,
                 "candidate": sides.candidate.digest,
                 "adapters": [[adapter.name, adapter.digest] for adapter in sides.adapters],
+                "parents": [parent.digest for parent in sides.parents],
                 "prompts": [prompts.digest for prompts in sides.prompt_sets],
                 "policy": request.policy.digest,
                 "seed": request.seed,
@@ -271,6 +277,7 @@ def _cases(request: Request, sides: Sides, bench: Workbench) -> list[Case]:
                 surface=surface,
                 configuration=configuration,
                 pairs=sides.pairs,
+                parents=sides.parents,
                 prompts=sides.prompts,
                 policy=request.policy,
                 seed=request.seed,

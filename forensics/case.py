@@ -55,6 +55,8 @@ class Case:
     seed: int
     workbench: Workbench
     earlier: tuple[CheckResult, ...] = ()
+    parents: tuple[Checkpoint, ...] = ()
+    """Models that the candidate may have been merged of, with the base's tensors."""
 
     @property
     def identical(self) -> bool:

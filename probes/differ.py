@@ -39,6 +39,10 @@ class Profile:
     """Changed entries that are zero in the candidate."""
     scaled: float
     """The factor that takes the base nearest to the candidate (least squares)."""
+    rescaled: float
+    """Share of the change (of its square) that a factor for each row explains, in [0, 1]; 0.0 if nothing changed."""
+    constant: bool
+    """Whether all entries of the candidate are one number."""
     rows_changed: int
     moved: tuple[tuple[int, float], ...]
     """Rows that changed most, and by what share of the row's norm, largest first."""
@@ -75,6 +79,7 @@ class Meter:
     _after_square: float = 0.0
     _fourth: float = 0.0
     _zeroed: int = 0
+    _along_rows: float = 0.0
     _rows_changed: int = 0
     _ratios: list[Tensor] = field(default_factory=list)
     _casts: list[str] = field(default_factory=lambda: list(CASTS))
@@ -88,6 +93,8 @@ class Meter:
     _sample: Sample | None = None
     _store: torch.dtype = torch.float32
     _largest: float = 0.0
+    _lowest: float = math.inf
+    _highest: float = -math.inf
 
     def update(self, base: Tensor, candidate: Tensor, delta: Tensor | None = None) -> None:
         """Add one block of rows, both sides in storage dtype; `delta` is what adapters add live (see `TensorChange`)."""
@@ -102,6 +109,8 @@ class Meter:
         self._dot += _inner(ours, theirs)
         self._after_square += _inner(theirs, theirs)
         self._largest = max(self._largest, float(ours.abs().max()) if ours.numel() else 0.0)
+        if theirs.numel():
+            self._lowest, self._highest = min(self._lowest, float(theirs.min())), max(self._highest, float(theirs.max()))
         if delta is None:
             self._track_casts(base, candidate, moved=self.change.changed > before_count)
         else:
@@ -117,6 +126,8 @@ class Meter:
         moved = coarse != 0.0
         hit = moved.any(dim=1)
         self._rows_changed += int(hit.sum())
+        along = (fine * ours).sum(dim=1) / ours.norm(dim=1).clamp(min=1e-30)
+        self._along_rows += float(along.double().square().sum())
         self._zeroed += int((moved & (theirs == 0.0)).sum())
         self._fourth += float(torch.sum(fine.double() ** 4))
         unit = ulp(torch.maximum(ours.abs(), theirs.abs()), self._store)
@@ -169,6 +180,8 @@ class Meter:
             kurtosis=self._fourth / max(1, self.change.elements) / variance**2 if variance > 0.0 else 0.0,
             zeroed=self._zeroed,
             scaled=self._dot / self.change.base_square if self.change.base_square > 0.0 else 1.0,
+            rescaled=min(1.0, self._along_rows / self.change.change_square) if self.change.change_square > 0.0 else 0.0,
+            constant=self._lowest == self._highest,
             rows_changed=self._rows_changed,
             moved=self._moved(),
             casts=tuple(self._casts) if self.change.changed else (),

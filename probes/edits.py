@@ -39,6 +39,8 @@ MOST_TAKEN = 0.75
 """The same for the directions of an abliteration, which some tools apply to some layers more than to others."""
 NARROW = 0.75
 """Share of the shorter side from which a rank is as good as full."""
+ALIKE = 0.05
+"""Share by which ranks of one adapter may differ, where some of its directions lie under the edge."""
 SHARED = 0.6
 """Mean |cos| between the directions of different matrices from which it is one direction."""
 UNRELATED, REWRITTEN = 0.3, 0.985
@@ -46,6 +48,8 @@ UNRELATED, REWRITTEN = 0.3, 0.985
 another parameterisation."""
 SPARSE = 0.35
 """Share of entries changed up to which an update is sparse."""
+MASKED, COARSE = 0.6, 3.0
+"""Share of entries changed up to which, and median change in units in the last place from which, the others were left out on purpose."""
 BLANKED = 0.98
 """Share of the changed entries that are zero from which the change is pruning."""
 STANDS_OUT = 3.0
@@ -266,22 +270,31 @@ def _rows(_tensors: Sequence[TensorEdit], changed: list[TensorEdit], _around: Su
     )  # fmt: skip
 
 
-def _strangers(_tensors: Sequence[TensorEdit], changed: list[TensorEdit], around: Surroundings) -> Kind | None:
+def _strangers(tensors: Sequence[TensorEdit], changed: list[TensorEdit], around: Surroundings) -> Kind | None:
     """Weights that have little of the base's: another parameterisation of it, or another model."""
-    matrices = [one for one in changed if one.matrix and one.role not in ("embedding", "head", "position")]
-    cosines = [one.profile.cosine for one in matrices]
-    if not cosines or median(cosines) >= REWRITTEN:
+    inner = [one for one in tensors if one.matrix and one.role not in ("embedding", "head", "position")]
+    cosines = [one.profile.cosine for one in inner if one.changed]
+    if not cosines:
         return None
     measures = (_measure("edit.cosine", median(cosines), "cosine", "changed matrices, median", "1 for the base", n=len(cosines)),)
-    same = around.invariant()
+    # Of a change as small as training makes it "computes the same" says little, so it must look like one that was made for that.
+    small = median(cosines) >= REWRITTEN and not _refolded(changed)
+    same = "" if small else around.invariant()
     if same:
         return Kind(label="reparameterised", claim=f"The weights are the base's in another parameterisation: {same}.", measures=measures)
-    if median(cosines) < UNRELATED:
+    if median(one.profile.cosine for one in inner) < UNRELATED:
         return Kind(
             label="not-derived", measures=measures,
             claim="The weights have nothing of the base's: the candidate was not made from it, or was disguised beyond what we look for.",
         )  # fmt: skip
     return None
+
+
+def _refolded(changed: Sequence[TensorEdit]) -> bool:
+    """Whether norms became constant, as they do when they are written into the matrices after them, or rows were merely scaled."""
+    norms = [one for one in changed if one.role == "norm"]
+    scaled = any(one.matrix and one.profile.rescaled >= MOST for one in changed)
+    return scaled or (bool(norms) and all(one.profile.constant for one in norms))
 
 
 def _merge(_tensors: Sequence[TensorEdit], _changed: list[TensorEdit], around: Surroundings) -> Kind | None:
@@ -353,11 +366,13 @@ def _taken_out(shown: Sequence[TensorEdit]) -> Kind | None:
 def _one_rank(shown: Sequence[TensorEdit]) -> bool:
     """Whether all have one rank, but for those that are too narrow for it: training of all weights gives each its own."""
     found = [one.profile.spectrum for one in shown if one.profile.spectrum is not None]
-    free = Counter(one.rank for one in found if one.rank < NARROW * min(one.shape))
+    free = Counter(one.rank for one in found if one.low and one.rank < NARROW * min(one.shape))
     if not free:
         return False
     rank = max(free.items(), key=lambda item: (item[1], item[0]))[0]
-    return sum(not one.capped and abs(one.rank - min(rank, min(one.shape))) <= 1 for one in found) >= MOST * len(found)
+    wide = [one for one in found if rank < NARROW * min(one.shape)]
+    alike = sum(not one.capped and abs(one.rank - rank) <= max(1.0, ALIKE * rank) for one in wide)
+    return len(wide) >= 0.5 * len(found) and alike >= MOST * len(wide)
 
 
 def _high_rank(tensors: Sequence[TensorEdit], changed: list[TensorEdit], _around: Surroundings) -> Kind | None:
@@ -389,6 +404,12 @@ def _high_rank(tensors: Sequence[TensorEdit], changed: list[TensorEdit], _around
         )  # fmt: skip
     hidden = [one for one in shown if one.high and one.form is not None and one.form.input_cosine >= FORM and _stands_out(one)]
     high = sum(one.high for one in shown)
+    if touched and share <= MASKED and ulps >= COARSE:
+        return Kind(
+            label="unknown-mixed", rank=rank, measures=measures, confidence="medium",
+            claim=f"Nearly all matrices changed, but only {100.0 * share:.0f} % of their entries, and those by {ulps:.0f} units in the last place: the "
+            "form of a merge that keeps some changes and drops others, or of a masked update.",
+        )  # fmt: skip
     if high < MOST * len(shown) or len(hidden) >= max(2.0, 0.5 * sum(one.form is not None for one in shown)):
         return None
     return Kind(

@@ -51,7 +51,7 @@ FLOORS = (
         "hunt.confirm",
         "hunt.pursuit",
     ),
-    ("case", "differ", "invariants"),
+    ("case", "differ", "invariants", "parents"),
     ("checks",),
     ("audit",),
 )

@@ -72,6 +72,7 @@ def run(case: Case) -> CheckResult:
 
 def _surroundings(case: Case) -> Surroundings:
     from forensics.invariants import same_function
+    from forensics.parents import merge_kind
     from forensics.roles import place
     from probes.edits import Surroundings
 
@@ -80,6 +81,7 @@ def _surroundings(case: Case) -> Surroundings:
         same_files=case.candidate is case.base or _weight_files(case.base.files) == _weight_files(case.candidate.files),
         layers=layers,
         base_layers=len(layers),
+        merge=merge_kind(case),
         recast=sum(pair.base.dtype != pair.candidate.dtype for pair in case.pairs),
         invariant=str if case.adapters else lambda: same_function(case),  # what adapters add is no parameterisation
     )
