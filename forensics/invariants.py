@@ -134,7 +134,7 @@ def _mlp(matrices: Matrices) -> torch.Tensor | None:
     if "up" not in matrices or "down" not in matrices:
         return None
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(INPUTS, matrices["up"].shape[1], generator=generator) * 4.0 / matrices["up"].norm(dim=1).mean()
+    inputs = torch.randn(INPUTS, matrices["up"].shape[1], generator=generator)
     inside = inputs @ matrices["up"].T
     inside = torch.nn.functional.silu(inputs @ matrices["gate"].T) * inside if "gate" in matrices else torch.nn.functional.gelu(inside)
     return inside @ matrices["down"].T

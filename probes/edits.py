@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from probes.differ import Profile
+from probes.spectra import WHITE_BULK, Spectrum
 
 Label = Literal[
     "identical", "resharded", "dtype-cast", "quantisation", "lora-merge", "full-finetune", "sparse-update", "abliteration", "knowledge-edit",
@@ -39,8 +40,11 @@ MOST_TAKEN = 0.75
 """The same for the directions of an abliteration, which some tools apply to some layers more than to others."""
 NARROW = 0.75
 """Share of the shorter side from which a rank is as good as full."""
-ALIKE = 0.05
-"""Share by which ranks of one adapter may differ, where some of its directions lie under the edge."""
+ALIKE, LEAST_AT_CEILING = 0.03, 0.15
+"""Share by which ranks of one adapter may differ, where some of its directions lie under the edge; and share of the matrices that
+must reach the highest."""
+FULL = 0.55
+"""Median share of the shorter side from which a rank is that of a change in all directions, for all that shows of it."""
 SHARED = 0.6
 """Mean |cos| between the directions of different matrices from which it is one direction."""
 UNRELATED, REWRITTEN = 0.3, 0.985
@@ -306,13 +310,15 @@ def _low_rank(tensors: Sequence[TensorEdit], changed: list[TensorEdit], _around:
     matrices = [one for one in changed if one.matrix]
     inner = [one for one in matrices if one.role not in ("embedding", "head", "position")]
     shown = [one for one in inner if one.profile.spectrum is not None and one.profile.spectrum.resolved]
-    seen_in_most = len(shown) >= 0.5 * len(inner)
-    if not shown or not seen_in_most or not (sum(one.low for one in shown) >= MOST * len(shown) or _one_rank(shown)):
-        return _taken_out(shown) if shown and seen_in_most else None
+    if not shown or len(shown) < 0.5 * len(inner):
+        return None
     rank, ranks = _rank(shown), _ranks(matrices)
     taken = _taken_out(shown)
     if taken is not None:
         return taken
+    certain = _end_abruptly(shown) or _one_ceiling(shown)
+    if not certain and (_trained_beside(changed) or sum(one.low for one in shown) < MOST * len(shown)):
+        return None
     layers = sorted({one.layer for one in shown})
     every = {one.layer for one in tensors if one.layer >= 0}
     local = len(layers) < len(every) and layers == list(range(layers[0], layers[-1] + 1))
@@ -329,11 +335,12 @@ def _low_rank(tensors: Sequence[TensorEdit], changed: list[TensorEdit], _around:
             "facts rewritten over several layers.",
         )  # fmt: skip
     roles = sorted({one.role for one in shown})
-    exact = all(one.profile.spectrum is not None and one.profile.spectrum.exact for one in shown)
+    if _one_ceiling(shown):
+        rank = max(one.profile.spectrum.rank for one in shown if one.profile.spectrum is not None)
     rest = len(changed) - len(shown)
     return Kind(
         label="lora-merge", rank=rank, measures=ranks,
-        claim=f"{len(shown)} matrices ({', '.join(roles)}) changed in {'' if exact else 'at least '}{rank} direction{'s' if rank != 1 else ''} each,"
+        claim=f"{len(shown)} matrices ({', '.join(roles)}) changed in {'' if certain else 'at least '}{rank} direction{'s' if rank != 1 else ''} each,"
         f" beyond rounding: the form of a merged LoRA of that rank{f', with {rest} other tensors' if rest else ''}.",
     )  # fmt: skip
 
@@ -363,16 +370,31 @@ def _taken_out(shown: Sequence[TensorEdit]) -> Kind | None:
     )  # fmt: skip
 
 
-def _one_rank(shown: Sequence[TensorEdit]) -> bool:
-    """Whether all have one rank, but for those that are too narrow for it: training of all weights gives each its own."""
+def _end_abruptly(shown: Sequence[TensorEdit]) -> bool:
+    """Whether the spectra of the matrices that changed most end far above the edge of rounding: those of training go on below it."""
+    lit = sorted((one.profile.spectrum for one in shown if one.profile.spectrum is not None), key=_brightness)
+    lit = lit[len(lit) // 2 :]
+    return sum(one.exact and one.seen <= NARROW * min(one.shape) for one in lit) >= MOST_TAKEN * len(lit)
+
+
+def _brightness(found: Spectrum) -> float:
+    return float(found.values[0]) / found.edge if len(found.values) else 0.0
+
+
+def _one_ceiling(shown: Sequence[TensorEdit]) -> bool:
+    """Whether several matrices reach one rank and none a higher one, but for those too narrow to tell."""
     found = [one.profile.spectrum for one in shown if one.profile.spectrum is not None]
-    free = Counter(one.rank for one in found if one.low and one.rank < NARROW * min(one.shape))
-    if not free:
-        return False
-    rank = max(free.items(), key=lambda item: (item[1], item[0]))[0]
-    wide = [one for one in found if rank < NARROW * min(one.shape)]
-    alike = sum(not one.capped and abs(one.rank - rank) <= max(1.0, ALIKE * rank) for one in wide)
-    return len(wide) >= 0.5 * len(found) and alike >= MOST * len(wide)
+    top = max((one.rank for one in found), default=0)
+    wide = [one for one in found if top < NARROW * min(one.shape)]
+    reached = [one for one in wide if not one.capped and one.low and top - one.rank <= ALIKE * top]
+    return len(reached) >= max(3.0, LEAST_AT_CEILING * len(wide)) and len(wide) >= 0.5 * len(found)
+
+
+def _trained_beside(changed: Sequence[TensorEdit]) -> bool:
+    """Whether norms, biases or whole vocabulary matrices changed too: adapters leave them alone, training of all weights does not."""
+    return any(
+        not one.matrix or (one.role in ("embedding", "head") and one.profile.rows_changed > 0.5 * one.profile.shape[0]) for one in changed
+    )
 
 
 def _high_rank(tensors: Sequence[TensorEdit], changed: list[TensorEdit], _around: Surroundings) -> Kind | None:
@@ -402,20 +424,34 @@ def _high_rank(tensors: Sequence[TensorEdit], changed: list[TensorEdit], _around
             label="unknown-mixed", rank=rank, measures=measures, confidence="low", unresolved=True,
             claim="The change lies below what rounding to the storage format lets through: its form cannot be told.",
         )  # fmt: skip
-    hidden = [one for one in shown if one.high and one.form is not None and one.form.input_cosine >= FORM and _stands_out(one)]
-    high = sum(one.high for one in shown)
+    hidden = [one for one in shown if one.form is not None and one.form.input_cosine >= FORM and _stands_out(one)]
+    high = _trained_beside(changed) or _in_all_directions(shown)
     if touched and share <= MASKED and ulps >= COARSE:
         return Kind(
             label="unknown-mixed", rank=rank, measures=measures, confidence="medium",
             claim=f"Nearly all matrices changed, but only {100.0 * share:.0f} % of their entries, and those by {ulps:.0f} units in the last place: the "
             "form of a merge that keeps some changes and drops others, or of a masked update.",
         )  # fmt: skip
-    if high < MOST * len(shown) or len(hidden) >= max(2.0, 0.5 * sum(one.form is not None for one in shown)):
+    if len(hidden) >= max(2.0, 0.5 * sum(one.form is not None for one in shown)):
         return None
+    if not high:
+        return Kind(
+            label="unknown-mixed", rank=rank, measures=measures, confidence="low", unresolved=True,
+            claim=f"Of the change {rank} directions and more stand above rounding, and others may lie below: whether it is a merged adapter of a "
+            "high rank or training of these matrices cannot be told.",
+        )  # fmt: skip
     return Kind(
         label="full-finetune", rank=rank, measures=measures, confidence="high" if touched else "medium",
         claim=f"{len(changed)} of {len(tensors)} tensors changed, their matrices in as many directions as they have: the form of training the weights themselves.",
     )  # fmt: skip
+
+
+def _in_all_directions(shown: Sequence[TensorEdit]) -> bool:
+    shares = [
+        1.0 if one.profile.spectrum.bulk > WHITE_BULK or one.profile.spectrum.capped else one.profile.spectrum.rank / min(one.profile.shape)
+        for one in shown if one.profile.spectrum is not None
+    ]  # fmt: skip
+    return median(shares) >= FULL
 
 
 def _stands_out(one: TensorEdit) -> bool:

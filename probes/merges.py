@@ -45,6 +45,7 @@ class Unmixing:
     _square: list[float] = field(default_factory=list)
     _rounding: float = 0.0
     _entries: list[Tensor] = field(default_factory=list)
+    _store: torch.dtype = torch.float32
 
     def begin(self) -> None:
         """A new tensor follows."""
@@ -63,7 +64,8 @@ class Unmixing:
         self._square[-1] += float(change.double().square().sum())
         self._rounding += float(ulp(after, candidate.dtype).double().square().sum()) / 12.0
         step = max(1, len(change) // SAMPLED)
-        self._entries.append(torch.stack([change, *basis[:-1].float()])[:, ::step])
+        self._entries.append(torch.stack([before, change, *basis[:-1].float()])[:, ::step])
+        self._store = candidate.dtype
 
     def kind(self) -> Kind | None:
         """The merge that explains the change; None if none does."""
@@ -108,7 +110,7 @@ class Unmixing:
 
     def _sparse(self) -> Kind | None:
         entries = torch.cat(self._entries, dim=1)
-        change, parents = entries[0], entries[1:]
+        before, change, parents = entries[0], entries[1], entries[2:]
         kept = change != 0.0
         if not bool(kept.any()):
             return None
@@ -119,7 +121,8 @@ class Unmixing:
         for chosen in itertools.product((False, True), repeat=len(parents)):
             if any(chosen):
                 part = torch.stack([scale * parent for scale, parent, take in zip(scales, parents, chosen, strict=True) if take])
-                for guess in {part.sum(dim=0), part.mean(dim=0)}:
+                for combined in (part.sum(dim=0), part.mean(dim=0)):
+                    guess = (before + combined).to(self._store).float() - before  # as it would have been stored
                     nearer = (change - guess).abs() < (change - best).abs()
                     best = torch.where(nearer, guess, best)
         r_squared = 1.0 - float((change - best).square().sum() / change.square().sum())
