@@ -5,9 +5,11 @@ Nothing is unpickled, no code of the checkpoint is run, and every header is veri
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -59,23 +61,35 @@ class Checkpoint:
         """
         return read_json(self.path / name, where=f"{self.name}/{name}") if name in self.files else {}
 
-    def blocks(self, name: str) -> Iterator[torch.Tensor]:
+    def blocks(self, name: str, *, rows: int | None = None) -> Iterator[torch.Tensor]:
         """Tensor `name` in pieces of at most about `BLOCK_ELEMENTS` values, cut along its first axis, in order.
+
+        Args:
+            name: The tensor.
+            rows: How many leading rows to read; all of them if left out. Two tensors read alike are cut alike.
 
         Yields:
             Tensors in storage dtype. A tensor without axes, or with a single huge row, comes in one piece.
         """
+        shape = self.tensors[name].shape
+        if rows is not None and shape:
+            shape = (min(rows, shape[0]), *shape[1:])
+        height, elements = (shape[0] if shape else 1), math.prod(shape)
+        step = height if elements <= BLOCK_ELEMENTS else max(1, BLOCK_ELEMENTS * height // elements)
+        with self._reading(name) as read:
+            for start in range(0, max(1, height), max(1, step)):
+                yield read(start, min(start + step, height))
+
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[Callable[[int, int], torch.Tensor]]:
+        """A function that reads the rows of tensor `name` from one number to another; all of a tensor without axes."""
         from safetensors import safe_open  # heavy: brings torch
 
         info = self.tensors[name]
         with safe_open(self.path / info.file, framework="pt") as stream:
-            if len(info.shape) == 0 or info.elements <= BLOCK_ELEMENTS:
-                yield stream.get_tensor(name)
-                return
             part = stream.get_slice(name)
-            rows = max(1, BLOCK_ELEMENTS * info.shape[0] // info.elements)
-            for start in range(0, info.shape[0], rows):
-                yield part[start : start + rows]
+            whole = not info.shape or not info.elements  # of these no part can be asked for
+            yield lambda start, stop: stream.get_tensor(name) if whole else part[start:stop]
 
 
 def open_checkpoint(source: str, *, name: str | None = None) -> Checkpoint:

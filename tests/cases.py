@@ -169,7 +169,7 @@ def open_case(
     """The case that a check would receive, as the conductor builds it."""
     ours = open_checkpoint(str(base))
     theirs = ours if candidate == base else open_checkpoint(str(candidate))
-    put_on: tuple[Adapter, ...] = tuple(open_adapter(str(path), ours) for path in adapters)
+    put_on: tuple[Adapter, ...] = tuple(open_adapter(str(path), theirs) for path in adapters)
     with RunFolder(run, key="test", created=NOW) as folder:
         bench = Workbench(device="cpu", decoding=Decoding(max_new_tokens=12, batch_size=64), run=folder, progress=silent)
         yield Case(
@@ -178,7 +178,7 @@ def open_case(
             adapters=put_on,
             surface=next((adapter for adapter in put_on if adapter.path == surface), theirs),
             configuration=CANDIDATE,
-            pairs=align(ours, theirs),
+            layout=align(ours, theirs),
             prompts=load_prompts(prompts).prompts if prompts else (),
             policy=load_policy(),
             seed=0,

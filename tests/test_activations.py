@@ -52,7 +52,7 @@ class Lab:
         if (folder / "adapter_config.json").exists():
             return replace(self.case, adapters=(open_adapter(str(folder), base),), configuration=name)
         side = base if folder == BASE else open_checkpoint(str(folder))
-        return replace(self.case, candidate=side, surface=side, pairs=align(base, side), configuration=name)
+        return replace(self.case, candidate=side, surface=side, layout=align(base, side), configuration=name)
 
     def arrays(self, check, name: str) -> dict[str, np.ndarray]:
         with np.load(self.case.workbench.run.path / "arrays" / f"{check.ID}.npz", allow_pickle=False) as stored:
