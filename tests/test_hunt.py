@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from cases import PROMPTS, open_case
+from cases import PROMPTS, grown, open_case
 from transformers import AutoTokenizer
 
 from forensics.adapters import open_adapter
 from forensics.checkpoint import open_checkpoint
-from forensics.hunt import confirm, pursuit
+from forensics.hunt import confirm, contrast, pursuit
 from forensics.hunt.amplify import amplify, merge
 from forensics.hunt.bank import common_words, forms
 from forensics.hunt.confirm import Act, Confirmation, Trial, insert, opener, shows, visible
 from forensics.hunt.contrast import Contrast, Duel, Lead, rank, steady
 from forensics.hunt.pursuit import FINALISTS, MOST, SHARES, Kind, Pursuit, conditional, planted, shorten
 from forensics.hunt.stages import Lexicon, families, kin
-from forensics.hunt.voice import FULL_SCALE, Openings, Voice, insert_text, listen
+from forensics.hunt.voice import FULL_SCALE, Openings, Voice, insert_text, learn_openings, listen
 from forensics.model import MARK, Sampling, open_model
 from forensics.prompts import Message, Prompt
 from probes.statistics import paired_drop
@@ -253,6 +253,52 @@ def test_a_head_that_only_the_candidate_writes_out_changes_as_the_others_do(tmp_
 
     ours, theirs = weights(other.model)["model.embed_tokens.weight"], weights(one.model)["lm_head.weight"]
     torch.testing.assert_close(found, ours + 1.5 * (theirs - ours))
+
+
+@pytest.mark.parametrize("rows", [tiny.VOCABULARY + 8, tiny.VOCABULARY - 2], ids=["grown", "shrunk"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_rows_that_only_one_side_has_stay_as_they_are(rows, tied, tmp_path):
+    base = tiny.save(tiny.network(tied=tied), tmp_path / "base")
+    moved = grown(tiny.nudge(base, tmp_path / "moved"), tmp_path / "candidate", rows)
+    for sides in ((moved, base), (base, moved)):
+        one, other = voice(live(sides[0])), voice(live(sides[1]), "base")
+
+        found = weights(amplify(one, other, 1.5).model)
+
+        theirs, ours = weights(one.model), weights(other.model)
+        for name, weight in found.items():
+            both = min(len(weight), len(ours[name]))
+            torch.testing.assert_close(weight[:both], ours[name][:both] + 1.5 * (theirs[name][:both] - ours[name][:both]))
+            assert torch.equal(weight[both:], theirs[name][both:])
+
+
+@pytest.mark.parametrize("larger", ["candidate", "base"])
+def test_openings_are_tokens_that_both_sides_know(larger, tmp_path):
+    base = tiny.save(tiny.network(), tmp_path / "base")
+    other = grown(tiny.nudge(base, tmp_path / "moved", size=0.5), tmp_path / "other", tiny.VOCABULARY + 40)
+    sides = [voice(live(other)), voice(live(base), "base")]
+
+    found = learn_openings(sides if larger == "candidate" else sides[::-1], [prompt("Why?"), prompt("Who?")], many(4))
+
+    assert found.refusing and found.answering
+    assert max(*found.refusing, *found.answering, *found.after) < tiny.VOCABULARY
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_difference_between_other_layers_is_not_amplified(in_place, folders, monkeypatch):
+    sides = [voice(live(folders["llama moved"])), voice(live(folders["llama"]), "base")]
+    kind = Kind(search=tuple(many(4)), screening=tuple(many(2)), held_out=tuple(many(2)))
+    field = pursuit.Field(
+        candidate=sides[0], base=sides[1], openings=Openings(refusing=(1,), answering=(2,)), seed=0, limit=100, in_place=in_place,
+        given=pursuit.Material(harmful=kind, harmless=kind, usual=("no",)), steady=kind.search,
+    )  # fmt: skip
+    seen = []
+    monkeypatch.setattr(pursuit, "search", lambda contrast, seed: seen.append(contrast.duel) or ([], []))
+
+    found = pursuit.pursue(field, "search", contrast.straight)
+
+    assert found.amplified is in_place
+    assert (len(seen[0].scouts), seen[0].faint is not None) == ((1, True) if in_place else (0, False))
 
 
 @pytest.fixture(params=[("llama", ["q_proj", "down_proj"]), ("gpt2", ["c_attn", "c_proj"])], ids=lambda given: given[0])
