@@ -8,8 +8,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from forensics.checkpoint import Checkpoint
+from forensics.dequantise import refuse_codes
 from forensics.errors import CannotCompare
-from forensics.headers import FLOATS, TensorInfo
+from forensics.headers import TensorInfo
 from forensics.layers import Stack, stands_for
 
 BUFFER_ENDINGS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
@@ -93,7 +94,7 @@ def align(base: Checkpoint, candidate: Checkpoint) -> Layout:
 
     Raises:
         CannotCompare: The architectures differ, fewer than half of the base's tensors have a counterpart, a shape differs
-            other than in the vocabulary, or a weight is stored as quantised codes.
+            other than in the vocabulary, or a weight is stored as codes that cannot be read.
     """
     kinds = base.config.get("model_type"), candidate.config.get("model_type")
     if kinds[0] != kinds[1]:
@@ -134,16 +135,9 @@ CHECK_BASE = "check that BASE is the model CANDIDATE was fine-tuned from"
 
 
 def _weights(side: Checkpoint) -> dict[str, TensorInfo]:
-    """Tensors that are weights; refuses codes of a quantised release."""
+    """Tensors that are weights; refuses codes of a quantised release that cannot be read."""
     weights = {name: info for name, info in side.tensors.items() if not _is_buffer(info)}
-    codes = sorted(name for name, info in weights.items() if info.dtype not in FLOATS)
-    if codes:
-        raise CannotCompare(
-            f"{len(codes)} tensors are stored as codes, not numbers ({weights[codes[0]].dtype})",
-            where=side.name,
-            details=tuple(codes),
-            hint="compare unquantised releases; quantised ones cannot be compared yet",
-        )
+    refuse_codes(weights.values(), side.recipes, side.config, side.name)
     return weights
 
 

@@ -70,7 +70,7 @@ class Case:
     def tensors(self) -> Iterator[tuple[Pair, Iterator[tuple[torch.Tensor, torch.Tensor]]]]:
         """Every aligned tensor, with its blocks on both sides in storage dtype; adapters are not part of them.
 
-        Of a matrix with a row a token, the rows that both sides have.
+        Of a matrix with a row a token, the rows that both sides have; of a quantised tensor, its numbers.
         """
         for pair in self.pairs:
             ours = self.base.blocks(pair.base.name, rows=pair.rows)

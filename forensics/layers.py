@@ -113,9 +113,11 @@ def _digest(stack: Stack, place: int) -> str:
     """sha256 of all stored bytes of a layer, with names, dtypes and shapes; equal digests mean equal layers."""
     whole = hashlib.sha256()
     for name, info in sorted(stack.layers[place].items()):
-        whole.update(f"{name} {info.dtype} {info.shape}\n".encode())
-        with (stack.side.path / info.file).open("rb") as stream:
-            stream.seek(info.start)
-            for start in range(info.start, info.end, PIECE):
-                whole.update(stream.read(min(PIECE, info.end - start)))
+        recipe = stack.side.recipes.get(info.name)
+        for part in recipe.stored if recipe else (info,):
+            whole.update(f"{name} {part.name.removeprefix(info.name)} {part.dtype} {part.shape}\n".encode())
+            with (stack.side.path / part.file).open("rb") as stream:
+                stream.seek(part.start)
+                for start in range(part.start, part.end, PIECE):
+                    whole.update(stream.read(min(PIECE, part.end - start)))
     return whole.hexdigest()

@@ -102,7 +102,7 @@ def models(tmp_path_factory):
         ("base", "gpt2", 3, "different architectures (llama and gpt2)", "config.json"),
         ("base", "wide", 3, "21 of 21 tensors differ in shape", "base and wide"),
         ("base", "renamed", 3, "21 of 21 tensors of the base have no counterpart", "base and renamed"),
-        ("base", "packed", 3, "1 tensors are stored as codes, not numbers (I32)", "packed"),
+        ("base", "packed", 3, "1 tensors are stored as codes, not numbers (I32, quantised by gptq)", "packed"),
         ("base", "stranger", 3, "for another base", "stranger"),
     ],
 )

@@ -33,7 +33,7 @@ MAY_IMPORT = {
 SEEN_BY_REPORTS = {"forensics.record", "forensics.runfolder", "forensics.prompts", "forensics.errors", "forensics.verdict"}
 FLOORS = (
     ("errors", "record"),
-    ("policy", "prompts", "headers", "checkpoint", "surface", "templates", "adapters", "layers", "alignment", "runfolder"),
+    ("policy", "prompts", "headers", "dequantise", "checkpoint", "surface", "templates", "adapters", "layers", "alignment", "runfolder"),
     ("anatomy", "model", "verdict"),
     (
         "capture",

@@ -2,13 +2,14 @@
 
 Asks: Which tensors differ from the base, by how much, and is that more than rounding to the storage dtype would do?
     Which tensors, layers and rows of the vocabulary has only one side?
-Reads: Every tensor of both checkpoints that has a counterpart, block by block from safetensors; adapter factors,
-    without merging them.
+Reads: Every tensor of both checkpoints that has a counterpart, block by block from safetensors, quantised ones as the
+    numbers they stand for; adapter factors, without merging them.
 Reports: `edit.relative_change`, how many tensors and entries changed, the rounding floor of the dtype, the tensors that
     moved most; `tensors-added`, `tensors-removed`, `layers-moved`, `vocabulary-resized` where the sides do not hold the
     same. A change is reported as `info`: by itself it is neither good nor bad. Weights that are not finite are
     `not-finite`, severity high.
-Blind to: What kind of edit it was and what it does. A change that rounding swallowed. What only one side has. Re-parameterisations that leave the function alone look like large
+Blind to: What kind of edit it was and what it does. A change that rounding swallowed, or that is no larger than what
+    quantising one side did. What only one side has. Re-parameterisations that leave the function alone look like large
     changes.
 Source: Relative Frobenius change as in mergekit and abliterlitics; rounding model: errors uniform within half a unit
     in the last place (see `probes/rounding.py`), which neither of them has.
@@ -191,10 +192,14 @@ def _resized(layout: Layout) -> list[tuple[int, int]]:
 
 
 def _limits(case: Case) -> tuple[str, ...]:
-    layout = case.layout
+    layout, limits = case.layout, []
     if layout.added or layout.removed or _resized(layout):
-        return ("What only one of base and candidate has (tensors, rows of the vocabulary) was counted, not measured.",)
-    return ()
+        limits.append("What only one of base and candidate has (tensors, rows of the vocabulary) was counted, not measured.")
+    recipes = case.base.recipes, case.candidate.recipes
+    quantised = sum(pair.base.name in recipes[0] or pair.candidate.name in recipes[1] for pair in layout.pairs)
+    if quantised and not case.identical:
+        limits.append(f"{quantised} tensors are quantised on a side: what that did to them cannot be told from an edit of the same size.")
+    return tuple(limits)
 
 
 def _layout_findings(layout: Layout, evidence: tuple[Evidence, ...]) -> tuple[Finding, ...]:
