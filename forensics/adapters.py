@@ -86,7 +86,7 @@ def is_adapter(source: str) -> bool:
 
 
 def open_adapter(source: str, base: Checkpoint, *, name: str | None = None) -> Adapter:
-    """Open a PEFT adapter folder (or hub id) and match it with `base`.
+    """Open a PEFT adapter folder (or hub id) and match it with `base`, the model it is put on.
 
     Raises:
         BadInput: Missing, pickled, damaged, or its config and tensors contradict each other.
@@ -174,7 +174,7 @@ def _targets(base: Checkpoint, modules: dict[str, Any], name: str) -> dict[str, 
             targets[module] = found
     if missing:
         raise CannotCompare(
-            f"this adapter is for another base: {len(missing)} of {len(modules)} modules it changes are not in BASE",
+            f"this adapter is for another base: {len(missing)} of {len(modules)} modules it changes are not in the model it is put on",
             where=name,
             details=tuple(sorted(missing)),
             hint="give the base that adapter_config.json names in base_model_name_or_path",
@@ -198,7 +198,7 @@ def _factor(module: str, parts: dict[str, TensorInfo], config: dict[str, Any], t
     transposed = conv1d if shape == shape[::-1] else shape != target.shape
     if (shape[::-1] if transposed else shape) != target.shape:
         raise CannotCompare(
-            f"this adapter is for another base: module {module!r} changes a matrix of {list(shape)}, BASE has {list(target.shape)}",
+            f"this adapter is for another base: module {module!r} changes a matrix of {list(shape)}, which is {list(target.shape)} there",
             where=name,
             hint="give the base that adapter_config.json names in base_model_name_or_path",
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from forensics import __version__
 from forensics.adapters import Adapter, is_adapter, open_adapter
-from forensics.alignment import Pair, align, refuse_strangers
+from forensics.alignment import Layout, align, refuse_strangers
 from forensics.case import CANDIDATE, COSTS, Case, Check, Cost
 from forensics.checkpoint import Checkpoint, locate, open_checkpoint
 from forensics.checks import all_checks
@@ -76,7 +76,7 @@ class Sides:
     candidate: Checkpoint
     adapters: tuple[Adapter, ...]
     candidate_is_adapter: bool
-    pairs: tuple[Pair, ...]
+    layout: Layout
     parents: tuple[Checkpoint, ...]
     prompt_sets: tuple[PromptSet, ...]
     prompts: tuple[Prompt, ...]
@@ -114,7 +114,7 @@ def run(request: Request, progress: Progress) -> Outcome:
             return Outcome(record=_still_valid(load_record(str(folder)), folder), folder=folder)
         if sides.prompts:
             run_folder.write_prompts(sides.prompts)
-        spare_threads(sum(pair.base.elements for pair in sides.pairs))
+        spare_threads(sum(pair.base.elements for pair in sides.layout.pairs))
         bench = Workbench(device=request.device, decoding=request.decoding, run=run_folder, progress=progress)
         try:
             for case in _cases(request, sides, bench):
@@ -204,19 +204,19 @@ def open_sides(request: Request, checks: Sequence[Check], progress: Progress) ->
     base = open_checkpoint(ours, name=_given_name(request.base))
     as_adapter = is_adapter(theirs)
     candidate = base if as_adapter else open_checkpoint(theirs, name=_given_name(request.candidate))
-    pairs = align(base, candidate)
+    layout = align(base, candidate)
     parents = tuple(open_checkpoint(str(locate(source)), name=_given_name(source)) for source in request.parents)
     refuse_strangers(base, parents)
     sources = ([request.candidate] if as_adapter else []) + list(request.adapters)
     names = _distinct([_given_name(source) for source in sources])
-    adapters = tuple(open_adapter(source, base, name=name) for source, name in zip(sources, names, strict=True))
+    adapters = tuple(open_adapter(source, candidate, name=name) for source, name in zip(sources, names, strict=True))
     progress("reading files", 1, 1)
     return Sides(
         base=base,
         candidate=candidate,
         adapters=adapters,
         candidate_is_adapter=as_adapter,
-        pairs=pairs,
+        layout=layout,
         parents=parents,
         prompt_sets=prompt_sets,
         prompts=prompts,
@@ -276,7 +276,7 @@ def _cases(request: Request, sides: Sides, bench: Workbench) -> list[Case]:
                 adapters=adapters,
                 surface=surface,
                 configuration=configuration,
-                pairs=sides.pairs,
+                layout=sides.layout,
                 parents=sides.parents,
                 prompts=sides.prompts,
                 policy=request.policy,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forensics.adapters import Adapter
-from forensics.alignment import Pair
+from forensics.alignment import Layout, Pair
 from forensics.checkpoint import Checkpoint
 from forensics.gate.replies import Side, Speaker
 from forensics.policy import Policy
@@ -49,7 +49,7 @@ class Case:
     adapters: tuple[Adapter, ...]
     surface: Checkpoint | Adapter
     configuration: str
-    pairs: tuple[Pair, ...]
+    layout: Layout
     prompts: tuple[Prompt, ...]
     policy: Policy
     seed: int
@@ -59,19 +59,28 @@ class Case:
     """Models that the candidate may have been merged of, with the base's tensors."""
 
     @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """The tensors that both sides have, sorted by name."""
+        return self.layout.pairs
+
+    @property
     def identical(self) -> bool:
         """Whether the candidate consists of the base's very bytes (prose aside) and nothing is put on it."""
         same_surface = self.surface is self.base or self.surface is self.candidate
         return not self.adapters and same_surface and self.base.functional_digest == self.candidate.functional_digest
 
     def tensors(self) -> Iterator[tuple[Pair, Iterator[tuple[torch.Tensor, torch.Tensor]]]]:
-        """Every aligned tensor, with its blocks on both sides in storage dtype; adapters are not part of them."""
+        """Every aligned tensor, with its blocks on both sides in storage dtype; adapters are not part of them.
+
+        Of a matrix with a row a token, the rows that both sides have; of a quantised tensor, its numbers.
+        """
         for pair in self.pairs:
-            ours, theirs = self.base.blocks(pair.base.name), self.candidate.blocks(pair.candidate.name)
+            ours = self.base.blocks(pair.base.name, rows=pair.rows)
+            theirs = self.candidate.blocks(pair.candidate.name, rows=pair.rows)
             yield pair, zip(ours, theirs, strict=True)
 
     def deltas(self) -> dict[str, Callable[[], torch.Tensor]]:
-        """For each base tensor that adapters change: a function that computes their summed delta, float32."""
+        """For each tensor of the candidate that adapters change: a function that computes their summed delta, float32."""
         changes: dict[str, list[Callable[[], torch.Tensor]]] = {}
         for adapter in self.adapters:
             for factor in adapter.factors:

@@ -5,13 +5,16 @@ Nothing is unpickled, no code of the checkpoint is run, and every header is veri
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from forensics.dequantise import Recipe, as_numbers, find_recipes
 from forensics.errors import BadInput
 from forensics.headers import TensorInfo, read_header
 from forensics.record import canonical_json, sha256_text
@@ -32,13 +35,18 @@ MAX_JSON_BYTES = 200_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What is on disk: path, a sha256 for every file, config, and a verified list of tensors."""
+    """What is on disk: path, a sha256 for every file, config, and a verified list of tensors.
+
+    Quantised tensors are listed in the shape of the numbers they stand for, without their scales; `recipes` turn them
+    into those numbers.
+    """
 
     path: Path
     name: str
     files: dict[str, str]
     config: dict[str, Any]
     tensors: dict[str, TensorInfo]
+    recipes: dict[str, Recipe] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -59,23 +67,42 @@ class Checkpoint:
         """
         return read_json(self.path / name, where=f"{self.name}/{name}") if name in self.files else {}
 
-    def blocks(self, name: str) -> Iterator[torch.Tensor]:
+    def blocks(self, name: str, *, rows: int | None = None) -> Iterator[torch.Tensor]:
         """Tensor `name` in pieces of at most about `BLOCK_ELEMENTS` values, cut along its first axis, in order.
 
+        Args:
+            name: The tensor.
+            rows: How many leading rows to read; all of them if left out. Two tensors read alike are cut alike.
+
         Yields:
-            Tensors in storage dtype. A tensor without axes, or with a single huge row, comes in one piece.
+            Tensors in storage dtype, or in float32 where they are quantised. A tensor without axes, or with a single
+            huge row, comes in one piece.
+
+        Raises:
+            BadInput: A scale of a quantised tensor is not finite.
         """
+        shape = self.tensors[name].shape
+        if rows is not None and shape:
+            shape = (min(rows, shape[0]), *shape[1:])
+        height, elements = (shape[0] if shape else 1), math.prod(shape)
+        step = height if elements <= BLOCK_ELEMENTS else max(1, BLOCK_ELEMENTS * height // elements)
+        with self._reading(name) as read:
+            for start in range(0, max(1, height), max(1, step)):
+                yield read(start, min(start + step, height))
+
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[Callable[[int, int], torch.Tensor]]:
+        """A function that reads the rows of tensor `name` from one number to another; all of a tensor without axes."""
         from safetensors import safe_open  # heavy: brings torch
 
-        info = self.tensors[name]
+        info, recipe = self.tensors[name], self.recipes.get(name)
+        if recipe is not None:
+            yield lambda start, stop: recipe.rows(self.path, start, stop)
+            return
         with safe_open(self.path / info.file, framework="pt") as stream:
-            if len(info.shape) == 0 or info.elements <= BLOCK_ELEMENTS:
-                yield stream.get_tensor(name)
-                return
             part = stream.get_slice(name)
-            rows = max(1, BLOCK_ELEMENTS * info.shape[0] // info.elements)
-            for start in range(0, info.shape[0], rows):
-                yield part[start : start + rows]
+            whole = not info.shape or not info.elements  # of these no part can be asked for
+            yield lambda start, stop: stream.get_tensor(name) if whole else part[start:stop]
 
 
 def open_checkpoint(source: str, *, name: str | None = None) -> Checkpoint:
@@ -86,7 +113,8 @@ def open_checkpoint(source: str, *, name: str | None = None) -> Checkpoint:
         name: How messages call it; the folder's own name if left out.
 
     Raises:
-        BadInput: Missing, empty, pickled only, truncated, or with a header or index that lies.
+        BadInput: Missing, empty, pickled only, truncated, or with a header, index or scales that lie.
+        CannotCompare: A quantised tensor has scales of a kind that cannot be read.
     """
     path = locate(source)
     name = name or path.name
@@ -99,8 +127,10 @@ def open_checkpoint(source: str, *, name: str | None = None) -> Checkpoint:
         )
     config = read_json(path / "config.json", where=f"{name}/config.json")
     _refuse_two_models(path, config, source)
-    tensors = {tensor.name: tensor for file in _weight_files(path) for tensor in _header(path, file)}
-    return Checkpoint(path=path, name=name, files=hash_files(path), config=config, tensors=tensors)
+    stored = {tensor.name: tensor for file in _weight_files(path) for tensor in _header(path, file)}
+    files = hash_files(path)
+    recipes = find_recipes(path, config, stored)
+    return Checkpoint(path=path, name=name, files=files, config=config, tensors=as_numbers(stored, recipes), recipes=recipes)
 
 
 def locate(source: str) -> Path:

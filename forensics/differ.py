@@ -53,7 +53,7 @@ def _measure(case: Case) -> Iterator[tuple[str, Profile]]:
     deltas = case.deltas()
     for done, (pair, blocks) in enumerate(case.tensors()):
         case.workbench.progress("weights", done, len(case.pairs))
-        delta = deltas[pair.base.name]() if pair.base.name in deltas else None
+        delta = deltas[pair.candidate.name]() if pair.candidate.name in deltas else None
         shape = pair.base.shape
         meter = Meter(
             columns=pair.base.elements // max(1, shape[0]) if len(shape) > 1 else pair.base.elements, rank_cap=0 if deltas else 64
@@ -80,7 +80,7 @@ def _exact(case: Case, pair: Pair) -> Spectrum:
     downs, ups, turned = [], [], False
     for adapter in case.adapters:
         for factor in adapter.factors:
-            if factor.target == pair.base.name:
+            if factor.target == pair.candidate.name:
                 a, b = adapter.halves(factor)
                 downs.append(a)
                 ups.append(b * factor.scale)

@@ -64,9 +64,11 @@ class LiveModel:
         self.device = device
         self._template = tokenizer.get_chat_template() if tokenizer.chat_template else None
         self.context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
+        self._known = len(model.get_input_embeddings().weight)
         self._stops = _stop_ids(model, tokenizer, self._template)
         pad = tokenizer.pad_token_id
-        self._pad = int(pad) if isinstance(pad, int) else min(self._stops, default=0)
+        pads = [pad] if isinstance(pad, int) else sorted(self._stops)
+        self._pad = next((int(id) for id in pads if id < self._known), 0)
         # A checkpoint's own generation config may sample, ban words or cap lengths; none of it may reach a comparison.
         model.generation_config = GenerationConfig(pad_token_id=self._pad, eos_token_id=sorted(self._stops) or None)
 
@@ -90,10 +92,15 @@ class LiveModel:
             except TemplateFailed as error:
                 return Rendered(ids=(), problem=f"its chat template cannot be used: {error}")
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._fitting(ids, room)
+
+    def _fitting(self, ids: Sequence[int], room: int) -> Rendered:
         if not ids:
             return Rendered(ids=(), problem="it comes out empty")
         if len(ids) + room > self.context:
             return Rendered(ids=(), problem=f"it takes more than its context of {self.context} tokens")
+        if max(ids) >= self._known:  # a vocabulary that was cut: reading on would stop the run, and on a GPU every other
+            return Rendered(ids=(), problem=f"it holds token {max(ids)}, of {self._known} that it has an embedding for")
         return Rendered(ids=tuple(ids))
 
     def render_last(self, prompt: Prompt, contents: Sequence[str], *, room: int) -> list[Rendered]:
@@ -111,8 +118,7 @@ class LiveModel:
         rows = self.tokenizer([before + text + after for text in contents], add_special_tokens=self._template is None)["input_ids"]
         if tuple(rows[0]) != self.render(others[0], room=0).ids:
             return [self.render(other, room=room) for other in others]
-        long = f"it takes more than its context of {self.context} tokens"
-        return [Rendered(ids=tuple(ids)) if len(ids) + room <= self.context else Rendered(ids=(), problem=long) for ids in rows]
+        return [self._fitting(ids, room) for ids in rows]
 
     def _frame(self, marked: Prompt) -> tuple[str, str] | None:
         """What stands before and after the mark in the text that the model reads, if the mark comes out once."""
@@ -183,7 +189,7 @@ class LiveModel:
             content = prompt.messages[-1].content
             text = render_template(self._template, prompt.messages, special_tokens=special_tokens(self.tokenizer))
             found.append(tuple(self.tokenizer(text.rpartition(content)[0], add_special_tokens=False)["input_ids"]))
-        return [ids for ids in dict.fromkeys(found) if ids]
+        return [ids for ids in dict.fromkeys(found) if ids and max(ids) < self._known]
 
     def pieces(self) -> list[str]:
         """The text each ordinary token stands for in the middle of a text (a leading space kept), without repeats."""
@@ -252,7 +258,8 @@ def open_model(weights: Checkpoint, *, device: str, surface: Checkpoint | Adapte
         surface: Where tokenizer and chat template come from, if not from `weights`.
 
     Raises:
-        CannotCompare: transformers cannot build this model without running the checkpoint's own code.
+        CannotCompare: transformers cannot build this model without running the checkpoint's own code, or would fill in
+            weights that the checkpoint does not have.
         ToolFailed: The machine has not enough memory.
     """
     target = pick_device(device)
@@ -260,13 +267,15 @@ def open_model(weights: Checkpoint, *, device: str, surface: Checkpoint | Adapte
     transformers.utils.logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(str((surface or weights).path), trust_remote_code=False, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loaded = AutoModelForCausalLM.from_pretrained(
             str(weights.path),
             trust_remote_code=False,
             local_files_only=True,
             use_safetensors=True,
             dtype=torch.float32 if target.type == "cpu" else "auto",
+            output_loading_info=True,
         )
+        _refuse_made_up(weights, {name for name, _ in model.named_parameters()} & set(loaded["missing_keys"]))
         return LiveModel(model, tokenizer, name=weights.name, device=target)
     except MemoryError as error:
         raise _does_not_fit(weights) from error
@@ -278,6 +287,17 @@ def open_model(weights: Checkpoint, *, device: str, surface: Checkpoint | Adapte
             where=weights.name,
             hint="it needs an architecture that transformers knows, and a tokenizer; a checkpoint's own code is never run",
         ) from error
+
+
+def _refuse_made_up(weights: Checkpoint, missing: set[str]) -> None:
+    """Refuse a model whose files lack weights: transformers draws them at random, and nobody knows such a model."""
+    if missing:
+        raise CannotCompare(
+            f"{len(missing)} weights of this model are not in its files under the names it is loaded by",
+            where=weights.name,
+            details=tuple(sorted(missing)),
+            hint="save it again with save_pretrained, or look at files and weights alone with --max-cost weights",
+        )
 
 
 def _does_not_fit(weights: Checkpoint) -> ToolFailed:

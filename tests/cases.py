@@ -115,6 +115,47 @@ def reweighted(folder: Path, target: Path, change: Callable[[dict[str, torch.Ten
     return target
 
 
+def restacked(base: Path, target: Path, order: Sequence[int], *, noise: float = 0.0, dtype: torch.dtype | None = None) -> Path:
+    """The model in `base` with its layers in this order, some of them perhaps twice or not at all, every tensor moved by `noise`."""
+    kind = json.loads((base / "config.json").read_text(encoding="utf-8"))["model_type"]
+    stem, count = {"llama": ("model.layers.", "num_hidden_layers"), "gpt2": ("transformer.h.", "n_layer")}[kind]
+    generator = torch.Generator().manual_seed(3)
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        step = torch.randn(tensor.shape, generator=generator)
+        return (tensor + noise * tensor.norm() * step / step.norm()).to(dtype or tensor.dtype)
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        old = dict(tensors)
+        tensors.clear()
+        tensors.update({name: moved(tensor) for name, tensor in old.items() if not name.startswith(stem)})
+        for place, source in enumerate(order):
+            start = f"{stem}{source}."
+            tensors.update({f"{stem}{place}.{name[len(start) :]}": moved(old[name]) for name in old if name.startswith(start)})
+
+    return reconfigured(reweighted(base, target, change), **{count: len(order)})
+
+
+def grown(base: Path, target: Path, rows: int) -> Path:
+    """The model in `base` with a vocabulary of `rows` tokens; what is new is noise."""
+    generator = torch.Generator().manual_seed(4)
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name, old in list(tensors.items()):
+            if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+                new = old.float().std() * torch.randn(max(0, rows - len(old)), old.shape[1], generator=generator)
+                tensors[name] = torch.cat([old[:rows], new.to(old.dtype)])
+
+    return reconfigured(reweighted(base, target, change), vocab_size=rows)
+
+
+def reconfigured(folder: Path, **config: object) -> Path:
+    """`folder` itself with keys of its config.json set."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | config), encoding="utf-8")
+    return folder
+
+
 @contextmanager
 def open_case(
     base: Path,
@@ -128,7 +169,7 @@ def open_case(
     """The case that a check would receive, as the conductor builds it."""
     ours = open_checkpoint(str(base))
     theirs = ours if candidate == base else open_checkpoint(str(candidate))
-    put_on: tuple[Adapter, ...] = tuple(open_adapter(str(path), ours) for path in adapters)
+    put_on: tuple[Adapter, ...] = tuple(open_adapter(str(path), theirs) for path in adapters)
     with RunFolder(run, key="test", created=NOW) as folder:
         bench = Workbench(device="cpu", decoding=Decoding(max_new_tokens=12, batch_size=64), run=folder, progress=silent)
         yield Case(
@@ -137,7 +178,7 @@ def open_case(
             adapters=put_on,
             surface=next((adapter for adapter in put_on if adapter.path == surface), theirs),
             configuration=CANDIDATE,
-            pairs=align(ours, theirs),
+            layout=align(ours, theirs),
             prompts=load_prompts(prompts).prompts if prompts else (),
             policy=load_policy(),
             seed=0,

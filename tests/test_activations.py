@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from cases import ORGANISMS, edited, open_case, reweighted, some_prompts, tiny_prompts, untimed
+from cases import ORGANISMS, edited, grown, open_case, reconfigured, restacked, reweighted, some_prompts, tiny_prompts, untimed
 from safetensors.torch import load_file, save_file
 
 from forensics.adapters import open_adapter
@@ -52,7 +52,7 @@ class Lab:
         if (folder / "adapter_config.json").exists():
             return replace(self.case, adapters=(open_adapter(str(folder), base),), configuration=name)
         side = base if folder == BASE else open_checkpoint(str(folder))
-        return replace(self.case, candidate=side, surface=side, pairs=align(base, side), configuration=name)
+        return replace(self.case, candidate=side, surface=side, layout=align(base, side), configuration=name)
 
     def arrays(self, check, name: str) -> dict[str, np.ndarray]:
         with np.load(self.case.workbench.run.path / "arrays" / f"{check.ID}.npz", allow_pickle=False) as stored:
@@ -288,6 +288,55 @@ def test_a_copy_under_another_name_drifts_by_nothing(tmp_path):
     assert result.findings == ()
     assert result.find("drift.maximum.harmful").value == 0.0
     assert result.find("drift.cosine-last-layer.harmless").value == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("order", "onset"),
+    [((0, 1, 2, 2, 3), 3), ((0, 1, 3), 2), ((0, 2, 1, 3), 1), ((0, 1, 2), 3)],
+    ids=["twice", "without", "swapped", "last"],
+)
+def test_layers_that_were_moved_are_held_against_those_they_stand_for(order, onset, tmp_path):
+    base = tiny.save(tiny.network(layers=4), tmp_path / "base")
+    candidate = restacked(base, tmp_path / "candidate", order)
+
+    with open_case(base, candidate, tmp_path / "run", prompts=tiny_prompts(tmp_path / "p.jsonl", 12)) as case:
+        result = drift.CHECK.run(case)
+        with np.load(tmp_path / "run" / "arrays" / f"{drift.ID}.npz", allow_pickle=False) as stored:
+            distance = stored["candidate/relative_distance_harmful"]
+
+    assert result.status is Status.NO_FINDING
+    assert len(distance) == len(order) + 1
+    assert distance[:onset].max() == 0.0 < distance[onset:].min()
+    assert result.find("drift.onset.harmful").value == onset
+
+
+def test_a_grown_vocabulary_by_itself_does_not_drift(tmp_path):
+    base = tiny.save(tiny.network(), tmp_path / "base")
+
+    result = run_tiny(drift, base, grown(base, tmp_path / "grown", 300), tmp_path, tiny_prompts(tmp_path / "p.jsonl", 12))
+
+    assert (result.status, result.findings) == (Status.NO_FINDING, ())
+
+
+def test_moved_layers_that_a_loader_does_not_take_are_inconclusive(tmp_path):
+    from forensics.audit import guarded
+
+    base = tiny.save(tiny.network(layers=4), tmp_path / "base")
+    candidate = reconfigured(restacked(base, tmp_path / "candidate", (0, 2, 1, 3, 3)), num_hidden_layers=4)
+    with open_case(base, candidate, tmp_path / "run", prompts=tiny_prompts(tmp_path / "p.jsonl", 12)) as case:
+        result = guarded(drift.CHECK.run, drift.ID, case)
+
+    assert result.status is Status.INCONCLUSIVE
+    assert "other layers than their files" in result.reason
+
+
+@pytest.mark.slow
+def test_a_direction_is_not_followed_to_a_place_that_means_another_layer(lab, tmp_path):
+    result = lab.look(direction, "deeper", restacked(BASE, tmp_path / "deeper", (0, 1, 2, 2, 3)))
+
+    assert (result.status, result.findings) == (Status.INCONCLUSIVE, ())
+    assert result.reason.startswith("Layers were added, taken out or moved")
+    assert values(result)["addition.base"] >= 0.8  # what is known of the base is there all the same
 
 
 def test_too_few_prompts_of_a_kind_are_a_limit_and_none_at_all_inconclusive(tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-from cases import open_case
+from cases import grown, open_case
 from hunting import KINDS, live, models, voice
 
 from forensics.adapters import open_adapter
@@ -139,3 +139,20 @@ def test_an_adapters_model_beside_its_base_is_one_of_its_own(folders, tmp_path):
         assert base is not candidate
         assert (worn - before).abs().max() > 1e-3
         assert torch.equal(logits(voice(base)), before)
+
+
+@pytest.mark.parametrize("rows", [tiny.VOCABULARY + 8, tiny.VOCABULARY - 2], ids=["grown", "shrunk"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_rows_that_only_one_side_has_stay_as_they_are(rows, tied, tmp_path):
+    base = tiny.save(tiny.network(tied=tied), tmp_path / "base")
+    moved = grown(tiny.nudge(base, tmp_path / "moved"), tmp_path / "candidate", rows)
+    for sides in ((moved, base), (base, moved)):
+        one, other = voice(live(sides[0])), voice(live(sides[1]), "base")
+
+        found = weights(amplify(one, other, 1.5).model)
+
+        theirs, ours = weights(one.model), weights(other.model)
+        for name, weight in found.items():
+            both = min(len(weight), len(ours[name]))
+            torch.testing.assert_close(weight[:both], ours[name][:both] + 1.5 * (theirs[name][:both] - ours[name][:both]))
+            assert torch.equal(weight[both:], theirs[name][both:])

@@ -12,7 +12,20 @@ from dataclasses import replace
 
 import pytest
 import tiny
-from cases import ORGANISMS, audit, command, environment, read_rows, some_prompts, tiny_prompts
+import torch
+from cases import (
+    ORGANISMS,
+    audit,
+    command,
+    environment,
+    grown,
+    read_rows,
+    reconfigured,
+    restacked,
+    reweighted,
+    some_prompts,
+    tiny_prompts,
+)
 
 from forensics.checks import all_checks
 from forensics.errors import BadInput, CannotCompare, ToolFailed
@@ -70,6 +83,60 @@ def test_adapters_weigh_differently_alone_and_together(models, tmp_path):
     assert 0.0 < size["adapter:a"] != size["adapter:b"] > 0.0
     # They change different matrices, so their squares add up.
     assert size["adapter:a+b"] ** 2 == pytest.approx(size["adapter:a"] ** 2 + size["adapter:b"] ** 2, rel=1e-6)
+
+
+def more_bias(tensors):
+    for layer in range(2):
+        tensors.update(
+            {f"model.layers.{layer}.mlp.{name}.bias": torch.ones(n) for name, n in (("up_proj", 64), ("gate_proj", 64), ("down_proj", 32))}
+        )
+
+
+OTHERWISE_BUILT = {
+    "grown vocabulary": lambda base, target: grown(base, target, 300),
+    "shrunk vocabulary": lambda base, target: grown(base, target, 259),
+    "layer twice": lambda base, target: restacked(base, target, (0, 0, 1), noise=0.01),
+    "layer less": lambda base, target: restacked(base, target, (1,), noise=0.01),
+    "layers swapped": lambda base, target: restacked(base, target, (1, 0), noise=0.01),
+    "biases": lambda base, target: reconfigured(reweighted(base, target, more_bias), mlp_bias=True),
+    "biases that nobody reads": lambda base, target: reweighted(base, target, more_bias),
+}
+
+
+@pytest.mark.parametrize("build", OTHERWISE_BUILT.values(), ids=list(OTHERWISE_BUILT))
+def test_a_candidate_that_is_otherwise_built_is_examined_to_the_end(build, models, tmp_path):
+    prompts = tiny_prompts(tmp_path / "prompts.jsonl", 12)
+
+    record = audit(models["base"], build(models["base"], tmp_path / "candidate"), tmp_path / "run", prompts=prompts)
+
+    assert [one.check for one in record.results] == CHECKS
+    status = {one.check: one.status for one in record.results}
+    assert Status.ERROR not in status.values()
+    assert status["weights.change"] is status["activations.drift"] is Status.NO_FINDING
+    items = [Item.model_validate(row) for row in read_rows(tmp_path / "run" / "items.jsonl")]
+    assert sum(item.side == "candidate" for item in items) == 12
+
+
+def test_a_vocabulary_cut_below_its_tokenizer_is_told_and_breaks_nothing(models, tmp_path):
+    candidate = grown(models["base"], tmp_path / "candidate", 200)
+
+    record = audit(models["base"], candidate, tmp_path / "run", prompts=tiny_prompts(tmp_path / "prompts.jsonl", 12))
+
+    assert Status.ERROR not in {one.status for one in record.results}
+    items = [Item.model_validate(row) for row in read_rows(tmp_path / "run" / "items.jsonl")]
+    assert all("of 200 that it has an embedding for" in item.reply for item in items if item.side == "candidate")
+
+
+def test_a_candidate_whose_files_lack_weights_is_weighed_but_not_run(models, tmp_path):
+    candidate = reweighted(models["base"], tmp_path / "candidate", lambda tensors: tensors.pop("lm_head.weight"))
+
+    record = audit(models["base"], candidate, tmp_path / "run", prompts=tiny_prompts(tmp_path / "prompts.jsonl", 12))
+
+    by_check = {one.check: one for one in record.results}
+    assert [finding.label for finding in by_check["weights.change"].findings] == ["tensors-removed"]
+    assert by_check["behaviour.refusal"].status is Status.INCONCLUSIVE
+    assert "1 weights of this model are not in its files" in by_check["behaviour.refusal"].reason
+    assert record.verdict.exit_code == 3
 
 
 def test_two_adapters_of_one_name_are_told_apart(models, tmp_path):

@@ -12,7 +12,20 @@ from shutil import copytree
 
 import pytest
 import tiny
-from cases import ORGANISMS, ROOT, audit, command, edited, environment, read_rows, some_prompts, tiny_prompts, write_rows
+from cases import (
+    ORGANISMS,
+    ROOT,
+    audit,
+    command,
+    edited,
+    environment,
+    read_rows,
+    reconfigured,
+    reweighted,
+    some_prompts,
+    tiny_prompts,
+    write_rows,
+)
 from typer.testing import CliRunner
 
 from cli import app
@@ -35,6 +48,10 @@ def forensics(*words):
     return done.exit_code, done.stdout, done.stderr
 
 
+def pack(tensors):
+    tensors["model.layers.0.mlp.up_proj.qweight"] = tensors.pop("model.layers.0.mlp.up_proj.weight").int()
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Models that fit together, and for each way of not fitting one that does not."""
@@ -52,6 +69,9 @@ def models(tmp_path_factory):
         "truncated": edited(base, folder / "truncated", files={"model.safetensors": weights[: len(weights) // 2]}),
         "gpt2": tiny.save(tiny.network("gpt2"), folder / "gpt2"),
         "larger": tiny.save(tiny.network(vocabulary=tiny.VOCABULARY + 8), folder / "larger"),
+        "wide": wide,
+        "renamed": reweighted(base, folder / "renamed", lambda held: held.update({f"x{name}": held.pop(name) for name in list(held)})),
+        "packed": reconfigured(reweighted(base, folder / "packed", pack), quantization_config={"quant_method": "gptq"}),
         "pickled": pickled,
         "config-only": edited(base, folder / "config-only", files={"model.safetensors": None}),
         "broken-config": edited(base, folder / "broken-config", files={"config.json": "{"}),
@@ -80,7 +100,9 @@ def models(tmp_path_factory):
         ("pickled", "base", 2, "run code when read", "pickled"),
         ("adapter", "base", 2, "BASE is an adapter", "adapter"),
         ("base", "gpt2", 3, "different architectures (llama and gpt2)", "config.json"),
-        ("base", "larger", 3, "differ in name or shape", "base and larger"),
+        ("base", "wide", 3, "21 of 21 tensors differ in shape", "base and wide"),
+        ("base", "renamed", 3, "21 of 21 tensors of the base have no counterpart", "base and renamed"),
+        ("base", "packed", 3, "1 tensors are stored as codes, not numbers (I32, quantised by gptq)", "packed"),
         ("base", "stranger", 3, "for another base", "stranger"),
     ],
 )
@@ -400,6 +422,17 @@ def test_control_characters_in_what_the_user_named_do_not_reach_the_terminal(mod
 
     assert "\x1b" not in err + other
     assert "\\x1b[2J" in other
+
+
+@pytest.mark.parametrize("larger", ["base", "candidate"])
+def test_a_vocabulary_that_grew_or_shrank_is_compared(larger, models, tmp_path):
+    sides = [models["base"], models["larger"]] if larger == "candidate" else [models["larger"], models["base"]]
+
+    code, out, err = forensics("diff", *sides, "--out", tmp_path / "run")
+
+    assert (code, "hint" in err) == (0, False)
+    assert f"The vocabulary went from {'260 to 268' if larger == 'candidate' else '268 to 260'} rows" in " ".join(out.split())
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_diff_compares_files_and_weights_alone_and_decides_nothing(tmp_path):

@@ -33,7 +33,20 @@ MAY_IMPORT = {
 SEEN_BY_REPORTS = {"forensics.record", "forensics.runfolder", "forensics.prompts", "forensics.errors", "forensics.verdict"}
 FLOORS = (
     ("errors", "record"),
-    ("policy", "prompts", "headers", "checkpoint", "surface", "templates", "adapters", "alignment", "runfolder", "roles"),
+    (
+        "policy",
+        "prompts",
+        "headers",
+        "dequantise",
+        "checkpoint",
+        "surface",
+        "templates",
+        "adapters",
+        "layers",
+        "alignment",
+        "runfolder",
+        "roles",
+    ),
     ("anatomy", "model", "verdict"),
     (
         "capture",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from cases import grown, reweighted
 from peft import PeftModel
 from tokenizers import processors
 from transformers import AutoModelForCausalLM
@@ -287,6 +288,44 @@ def test_a_checkpoint_without_its_parts_cannot_be_asked(copy, missing):
     with pytest.raises(CannotCompare, match="cannot be loaded") as caught:
         open_model(opened, device="cpu")
     assert str(copy) not in caught.value.reason
+
+
+def test_a_token_without_an_embedding_is_a_problem_of_its_prompt_alone(copy, tmp_path):
+    model = live(grown(copy, tmp_path / "cut", 200))  # bytes above 199, and every token of the chat format
+    bare = live(grown(tiny.save(tiny.network(), tmp_path / "plain", template=None), tmp_path / "cut-plain", 200))
+
+    assert model.render(prompt("Hi"), room=0).problem == "it holds token 258, of 200 that it has an embedding for"
+    assert [bool(row.problem) for row in bare.render_last(prompt("x"), ["Hi", "Ünïcode", "yes"], room=0)] == [False, True, False]
+    assert len(replies(bare, ["Hi", "a longer one"])) == 2  # padded with what it has
+
+
+@pytest.mark.parametrize("change", ["lacking", "renamed"])
+def test_weights_that_are_not_in_the_files_are_not_made_up(change, copy, tmp_path):
+    """transformers fills them with random numbers and says so in a log that nobody reads."""
+
+    def spoil(tensors):
+        if change == "lacking":
+            tensors.pop("model.layers.1.mlp.up_proj.weight")
+        else:
+            tensors.update({f"module.{name}": tensors.pop(name) for name in list(tensors)})
+
+    with pytest.raises(CannotCompare, match=r"(1|21) weights of this model are not in its files") as caught:
+        live(reweighted(copy, tmp_path / "spoilt", spoil))
+    assert "model.layers.1.mlp.up_proj.weight" in caught.value.details
+    assert str(tmp_path) not in caught.value.reason
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
+def test_what_a_loader_finds_by_itself_is_not_called_lacking(tied, kind, tmp_path):
+    folder = tiny.save(tiny.network(kind, tied=tied), tmp_path / "model")
+    prefix = "transformer." if kind == "gpt2" else "model."
+
+    def rename(tensors):
+        tensors.update({name.removeprefix(prefix): tensors.pop(name) for name in list(tensors)})
+
+    bare = reweighted(folder, tmp_path / "bare", rename)
+    assert replies(live(folder)) == replies(live(bare))
 
 
 def test_padding_on_the_left_does_not_move_the_logits_of_learned_positions(tmp_path):

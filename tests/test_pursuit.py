@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hunting import leads, many
+from hunting import leads, live, many, models, voice
 
-from forensics.hunt import pursuit
+from forensics.hunt import contrast, pursuit
 from forensics.hunt.confirm import Act, Confirmation
 from forensics.hunt.contrast import Lead
 from forensics.hunt.pursuit import FINALISTS, MOST, SHARES, Kind, Pursuit, conditional, planted
+from forensics.hunt.voice import Openings
 from probes.statistics import paired_drop
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.mark.parametrize("count", [16, 40, 41, 300])
@@ -155,3 +161,20 @@ def test_a_pursuit_is_as_good_as_its_best_and_an_empty_one_is_nothing():
     assert (null().effect, null().score) == (0.0, 0.0)
     assert Pursuit(leads=tuple(leads("a", "b")), tested=(), covered=(), spent=0).score == 1.0
     assert FINALISTS >= 1
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_difference_between_other_layers_is_not_amplified(in_place, folders, monkeypatch):
+    sides = [voice(live(folders["llama moved"])), voice(live(folders["llama"]), "base")]
+    kind = Kind(search=tuple(many(4)), screening=tuple(many(2)), held_out=tuple(many(2)))
+    field = pursuit.Field(
+        candidate=sides[0], base=sides[1], openings=Openings(refusing=(1,), answering=(2,)), seed=0, limit=100, in_place=in_place,
+        given=pursuit.Material(harmful=kind, harmless=kind, usual=("no",)), steady=kind.search,
+    )  # fmt: skip
+    seen = []
+    monkeypatch.setattr(pursuit, "search", lambda contrast, seed: seen.append(contrast.duel) or ([], []))
+
+    found = pursuit.pursue(field, "search", contrast.straight)
+
+    assert found.amplified is in_place
+    assert (len(seen[0].scouts), seen[0].faint is not None) == ((1, True) if in_place else (0, False))

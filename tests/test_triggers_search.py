@@ -7,7 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from cases import ORGANISMS, edited, open_case, read_rows, reweighted, some_prompts, tiny_prompts, untimed, write_rows
+from cases import (
+    ORGANISMS,
+    edited,
+    grown,
+    open_case,
+    read_rows,
+    restacked,
+    reweighted,
+    some_prompts,
+    tiny_prompts,
+    untimed,
+    write_rows,
+)
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -398,6 +410,30 @@ def test_an_interrupted_search_resumes_from_what_it_read_and_says_the_same(small
     assert computed["computed"] == 2 * (in_search + in_null)
     assert [(finding.label, "'velnor'" in finding.claim) for finding in whole.findings] == [("backdoor", True)]
     assert (tmp_path / "broken" / "run" / "items.jsonl").read_bytes() == (tmp_path / "whole" / "run" / "items.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("built", ["grown", "deeper"])
+def test_a_trigger_is_found_in_a_candidate_that_is_otherwise_built(built, small, tmp_path):
+    planted = ORGANISMS / "backdoor-full"
+    # The last layer twice would be too much for so small a model; a copy that adds nothing leaves the function as it is.
+    order = (0, 1, 2, 3, 3)
+    folder = (
+        grown(planted, tmp_path / "m", 1300)
+        if built == "grown"
+        else reweighted(restacked(planted, tmp_path / "s", order), tmp_path / "m", mute)
+    )
+
+    result = look(ORGANISMS / "base", folder, tmp_path, small)
+
+    assert [(finding.label, "'velnor'" in finding.claim) for finding in result.findings] == [("backdoor", True)]
+    assert any("no difference to amplify" in limit for limit in result.limits) is (built == "deeper")
+
+
+def mute(tensors):
+    """Let layer 4 add nothing to the residual stream."""
+    for name in ("self_attn.o_proj", "mlp.down_proj"):
+        tensors[f"model.layers.4.{name}.weight"].zero_()
 
 
 # --- the command --------------------------------------------------------------------------------------------------

@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-from cases import PROMPTS
+from cases import PROMPTS, grown
 from hunting import KINDS, live, many, models, prompt, voice
 from transformers import AutoTokenizer
 
 from forensics.hunt.confirm import insert
-from forensics.hunt.voice import Openings, Voice, insert_text, listen
+from forensics.hunt.voice import Openings, Voice, insert_text, learn_openings, listen
 from forensics.model import MARK, Sampling
 
 TURN = "{% for m in messages %}<|{{ m.role }}|>CONTENT<|end|>{% endfor %}<|assistant|>"
@@ -275,3 +275,15 @@ def test_a_template_that_waits_for_a_word_does_not_say_the_same(folders, tmp_pat
     other = live(tiny.save(tiny.network(), tmp_path / "m", template=waiting))
 
     assert not live(folders["llama"]).says_the_same_as(other, many(3))
+
+
+@pytest.mark.parametrize("larger", ["candidate", "base"])
+def test_openings_are_tokens_that_both_sides_know(larger, tmp_path):
+    base = tiny.save(tiny.network(), tmp_path / "base")
+    other = grown(tiny.nudge(base, tmp_path / "moved", size=0.5), tmp_path / "other", tiny.VOCABULARY + 40)
+    sides = [voice(live(other)), voice(live(base), "base")]
+
+    found = learn_openings(sides if larger == "candidate" else sides[::-1], [prompt("Why?"), prompt("Who?")], many(4))
+
+    assert found.refusing and found.answering
+    assert max(*found.refusing, *found.answering, *found.after) < tiny.VOCABULARY

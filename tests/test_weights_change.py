@@ -7,7 +7,7 @@ from shutil import copytree
 import pytest
 import tiny
 import torch
-from cases import audit, edited, labels, open_case, reweighted
+from cases import audit, edited, grown, labels, open_case, restacked, reweighted
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -119,3 +119,104 @@ def test_adapters_weigh_as_much_as_when_they_are_merged(count, base, tmp_path):
     first, other = ([item for item in one.evidence if item.name == "weights.relative-change"] for one in (live, stored))
     assert [item.where for item in first] == [item.where for item in other]
     assert [item.value for item in first] == pytest.approx([item.value for item in other], rel=1e-4)
+
+
+ABOUT_LAYOUT = (
+    "weights.tensors-added", "weights.tensors-removed", "weights.tensors-renamed", "weights.layers-moved", "weights.vocabulary-resized",
+)  # fmt: skip
+
+
+def laid_out(outcome):
+    return tuple(int(outcome.find(name).value) for name in ABOUT_LAYOUT)
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """A tiny model of five layers."""
+    return tiny.save(tiny.network(layers=5), tmp_path_factory.mktemp("deep") / "deep")
+
+
+def test_both_sides_holding_the_same_is_evidence_too(base, tmp_path):
+    outcome = weigh(base, tiny.nudge(base, tmp_path / "nudged"), tmp_path / "run")
+
+    assert (laid_out(outcome), outcome.limits) == ((0, 0, 0, 0, 0), ())
+
+
+@pytest.mark.parametrize("more", ["candidate", "base"])
+def test_tensors_of_one_side_are_counted_and_named(more, base, tmp_path):
+    names = [f"model.layers.{layer}.mlp.down_proj.bias" for layer in range(2)]
+    larger = reweighted(base, tmp_path / "larger", lambda tensors: tensors.update({name: torch.ones(32) for name in names}))
+
+    outcome = weigh(*((base, larger) if more == "candidate" else (larger, base)), tmp_path / "run")
+
+    label = {"candidate": "tensors-added", "base": "tensors-removed"}[more]
+    (finding,) = outcome.findings
+    assert (outcome.status, finding.label, finding.severity) == (Status.NO_FINDING, label, "info")
+    assert all(name in finding.claim for name in names)
+    assert laid_out(outcome) == ((2, 0, 0, 0, 0) if more == "candidate" else (0, 2, 0, 0, 0))
+    assert outcome.find(f"weights.{label}").n == 23
+    assert outcome.find("weights.tensors-changed").value == 0  # what both have is equal
+    assert "counted, not measured" in outcome.limits[0]
+
+
+@pytest.mark.parametrize(
+    ("order", "found", "told"),
+    [
+        ((0, 1, 1, 2, 3, 4), (0, 0, 0, 4, 0), {"layers-moved"}),
+        ((0, 1, 3, 4), (0, 9, 0, 2, 0), {"layers-moved", "tensors-removed"}),
+        ((0, 1, 2, 3), (0, 9, 0, 0, 0), {"tensors-removed"}),
+        ((0, 2, 1, 3, 4), (0, 0, 0, 2, 0), {"layers-moved"}),
+    ],
+    ids=["one-twice", "without-one", "without-last", "swapped"],
+)
+def test_layers_that_were_moved_are_told_and_not_taken_for_changes(order, found, told, deep, tmp_path):
+    outcome = weigh(deep, restacked(deep, tmp_path / "candidate", order), tmp_path / "run")
+
+    assert (laid_out(outcome), labels(outcome)) == (found, told)
+    assert outcome.find("edit.relative_change").value == 0.0
+    assert {finding.severity for finding in outcome.findings} == {"info"}
+
+
+def test_a_change_in_a_layer_that_was_moved_is_measured_where_it_is(deep, tmp_path):
+    stacked = restacked(deep, tmp_path / "stacked", (0, 1, 1, 2, 3, 4))
+
+    def change(tensors):
+        weight = tensors["model.layers.4.mlp.up_proj.weight"]  # the base's layer 3
+        weight += dense(weight.shape, 0.1 * weight.norm())
+
+    outcome = weigh(deep, reweighted(stacked, tmp_path / "edited", change), tmp_path / "run")
+
+    (row,) = [row for row in outcome.evidence if row.name == "weights.relative-change"]
+    assert (row.where, row.value) == ("model.layers.4.mlp.up_proj.weight", pytest.approx(0.1, rel=1e-4))
+    claim = next(finding.claim for finding in outcome.findings if finding.label == "layers-moved")
+    assert "2 stands for 1, 3 stands for 2, 4 stands for 3, 5 stands for 4" in claim
+
+
+@pytest.mark.parametrize("rows", [tiny.VOCABULARY + 8, tiny.VOCABULARY - 8], ids=["grown", "shrunk"])
+def test_a_vocabulary_of_another_size_is_compared_in_the_rows_both_have(rows, base, tmp_path):
+    outcome = weigh(base, grown(base, tmp_path / "candidate", rows), tmp_path / "run")
+
+    assert (laid_out(outcome), labels(outcome)) == ((0, 0, 0, 0, 8), {"vocabulary-resized"})
+    assert outcome.find("edit.relative_change").value == 0.0
+    assert f"from 260 to {rows} rows" in outcome.findings[0].claim
+    assert "counted, not measured" in outcome.limits[0]
+
+
+def test_names_with_another_prefix_are_no_change(base, tmp_path):
+    def rename(tensors):
+        tensors.update({f"module.{name}": tensors.pop(name) for name in list(tensors)})
+
+    outcome = weigh(base, reweighted(base, tmp_path / "wrapped", rename), tmp_path / "run")
+
+    assert (laid_out(outcome), outcome.findings) == ((0, 0, 21, 0, 0), ())
+
+
+def test_an_adapter_counts_in_the_layer_of_the_candidate_it_is_put_on(deep, tmp_path):
+    stacked = restacked(deep, tmp_path / "stacked", (0, 1, 1, 2, 3, 4))
+    put_on = tiny.adapter(stacked, tmp_path / "adapter", modules=["up_proj"], layers_to_transform=[5], layers_pattern="layers")
+
+    outcome = weigh(deep, stacked, tmp_path / "run", adapters=[put_on])
+
+    (row,) = [row for row in outcome.evidence if row.name == "weights.relative-change"]
+    assert row.where == "model.layers.5.mlp.up_proj.weight"
+    assert row.value > 0.01

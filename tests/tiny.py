@@ -39,14 +39,16 @@ def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     return wrapped
 
 
-def network(kind: str = "llama", *, tied: bool = False, seed: int = 0, vocabulary: int = VOCABULARY, width: int = 32) -> PreTrainedModel:
-    """A random two-layer causal language model."""
+def network(
+    kind: str = "llama", *, tied: bool = False, seed: int = 0, vocabulary: int = VOCABULARY, width: int = 32, layers: int = 2
+) -> PreTrainedModel:
+    """A small random causal language model."""
     torch.manual_seed(seed)
     shape = {"vocab_size": vocabulary, "tie_word_embeddings": tied, "eos_token_id": 256, "bos_token_id": None, "pad_token_id": None}
     if kind == "gpt2":
-        return GPT2LMHeadModel(GPT2Config(n_embd=width, n_layer=2, n_head=4, n_positions=256, **shape))
+        return GPT2LMHeadModel(GPT2Config(n_embd=width, n_layer=layers, n_head=4, n_positions=256, **shape))
     sizes = {
-        "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers, "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": 256,
     }  # fmt: skip
     if kind == "qwen2":

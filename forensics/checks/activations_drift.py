@@ -3,7 +3,8 @@
 Asks: On the same prompts, from which layer on do the two residual streams differ, and by how much? Is it the same for
     harmful and harmless prompts?
 Reads: The residual stream entering every block and leaving the last one (`blocks.{l}.hook_resid_pre`, `hook_resid_post`)
-    at the last prompt token, each side in its own chat format, adapters live; up to 128 prompts of either kind.
+    at the last prompt token, each side in its own chat format, adapters live; up to 128 prompts of either kind. Where
+    layers were added, taken out or moved, each of the candidate's is held against the one it stands for.
 Reports: `drift.maximum`, `drift.last-layer`, `drift.onset` for harmful and harmless prompts: distance relative to the
     base's activations, cosine, and debiased linear CKA, which ignores rotation and scale. A change is `parted`, severity
     info: by itself it is neither good nor bad. Curves over layers are in arrays/activations.drift.npz.
@@ -19,7 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from forensics.alignment import Layout
 from forensics.case import Case, Check
+from forensics.errors import CannotCompare
 from forensics.gate.replies import Side
 from forensics.prompts import Expect, Prompt
 from forensics.record import CheckResult, Evidence, Finding, Status
@@ -61,6 +64,8 @@ def run(case: Case) -> CheckResult:
     found, limits = [], []
     ours = {kind: _read(case, "base", prompts) for kind, prompts in chosen.items()}  # each model is loaded once
     theirs = {kind: _read(case, "candidate", prompts) for kind, prompts in chosen.items()}
+    if not case.layout.in_place:
+        ours = {kind: _beside(rows, theirs[kind], case.layout) for kind, rows in ours.items()}
     for kind in chosen:
         both = [id for id in ours[kind] if id in theirs[kind]]
         if len(both) < LEAST:
@@ -98,6 +103,24 @@ def _read(case: Case, side: Side, prompts: tuple[Prompt, ...]) -> dict[str, NDAr
         return {}
     sites = Sites(layers=tuple(range(case.subject(side).anatomy().layers + 1)))
     return dict(zip(readable, case.activations(side, list(readable.values()), sites)[:, :, 0], strict=True))
+
+
+def _beside(
+    ours: dict[str, NDArray[np.floating]], theirs: dict[str, NDArray[np.floating]], layout: Layout
+) -> dict[str, NDArray[np.floating]]:
+    """The base's activations at the layers that the candidate's stand for, and at its own last one.
+
+    Raises:
+        CannotCompare: The models have other layers than their checkpoints.
+    """
+    blocks = [{len(rows) - 1 for rows in side.values()} for side in (ours, theirs)]
+    if not all(found <= {count} for found, count in zip(blocks, (layout.base_layers, len(layout.layers)), strict=True)):
+        raise CannotCompare(
+            "layers were added, taken out or moved, and the models have other layers than their files",
+            where="config.json: num_hidden_layers",
+            hint="mend the config, or read weights.change alone",
+        )
+    return {id: rows[[*layout.layers, layout.base_layers]] for id, rows in ours.items()}
 
 
 def _compare(kind: str, a: NDArray[np.floating], b: NDArray[np.floating]) -> Curves:

@@ -97,6 +97,10 @@ def run(case: Case) -> CheckResult:
     if case.identical:
         _keep(case, found, base, None)
         return _result(case, "intact", "both sides are the same bytes, so only the base was run", evidence, part_lost=False)
+    if not case.layout.in_place:
+        _keep(case, found, base, None)
+        reason = "Layers were added, taken out or moved: the direction of one layer cannot be followed to the same place of the candidate."
+        return _nothing(case, evidence, reason)
     return _follow(case, parts, found, base, evidence)
 
 

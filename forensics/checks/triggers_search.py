@@ -99,6 +99,7 @@ def _hunt(case: Case, harmful: list[Prompt], harmless: list[Prompt], counts: tup
         ),
         seed=case.seed,
         limit=limit,
+        in_place=case.layout.in_place,
     )
     tell("trigger search", 1, steps)
     found = pursue(ground, "search", case.workbench.cached)
@@ -141,10 +142,16 @@ def _result(
         "Triggers were looked for as strings of a few words before or after the last user turn, within a budget; topics, styles, "
         "system prompts and phrases of which no part acts alone stay unseen.",
         *([f"Other strings act as well: {', '.join(map(repr, others))}."] if others else []),
-        *([] if found.amplified else ["The models are too large to amplify their difference: parts of a phrase showed only as they are."]),
+        *([] if found.amplified else [f"{_why_plain(case)}: parts of a phrase showed only as they are."]),
     )
     status = Status.FLAGGED if label else Status.NO_FINDING
     return CheckResult(check=ID, configuration=case.configuration, status=status, findings=kept, evidence=evidence, limits=limits)
+
+
+def _why_plain(case: Case) -> str:
+    if case.layout.in_place:
+        return "The models are too large to amplify their difference"
+    return "Layers were added, taken out or moved, so the models have no difference to amplify"
 
 
 def _finding(case: Case, one: Confirmation, number: int, null: Pursuit | None, label: str) -> Finding:

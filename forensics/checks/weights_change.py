@@ -1,12 +1,16 @@
 """How far have the weights moved?
 
 Asks: Which tensors differ from the base, by how much, and is that more than rounding to the storage dtype would do?
-Reads: Every tensor of both checkpoints, block by block from safetensors; adapter factors, without merging them.
+    Which tensors, layers and rows of the vocabulary has only one side?
+Reads: Every tensor of both checkpoints that has a counterpart, block by block from safetensors, quantised ones as the
+    numbers they stand for; adapter factors, without merging them.
 Reports: `edit.relative_change`, how many tensors and entries changed, the rounding floor of the dtype, the tensors that
-    moved most. A change is reported as `info`: by itself it is neither good nor bad. Weights that are not finite are
+    moved most; `tensors-added`, `tensors-removed`, `layers-moved`, `vocabulary-resized` where the sides do not hold the
+    same. A change is reported as `info`: by itself it is neither good nor bad. Weights that are not finite are
     `not-finite`, severity high.
-Blind to: What kind of edit it was and what it does. A change that rounding swallowed. Re-parameterisations that leave
-    the function alone look like large changes.
+Blind to: What kind of edit it was and what it does. A change that rounding swallowed, or that is no larger than what
+    quantising one side did. What only one side has. Re-parameterisations that leave the function alone look like large
+    changes.
 Source: Relative Frobenius change as in mergekit and abliterlitics; rounding model: errors uniform within half a unit
     in the last place (see `probes/rounding.py`), which neither of them has.
 """
@@ -18,8 +22,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from forensics.alignment import Layout
 from forensics.case import Case, Check
 from forensics.differ import measured
+from forensics.headers import TensorInfo
 from forensics.record import CheckResult, Evidence, Finding, Status
 
 if TYPE_CHECKING:
@@ -43,8 +49,8 @@ def run(case: Case) -> CheckResult:
             "share_changed": np.array([changes[name].changed / max(1, changes[name].elements) for name in names]),
         },
     )
-    evidence = _evidence(case, changes)
-    findings = _findings(changes, evidence)
+    evidence = (*_evidence(case, changes), *_about_layout(case.layout), *_moved_most(changes))
+    findings = (*_findings(changes, evidence), *_layout_findings(case.layout, evidence))
     flagged = any(finding.severity != "info" for finding in findings)
     return CheckResult(
         check=ID,
@@ -52,6 +58,7 @@ def run(case: Case) -> CheckResult:
         status=Status.FLAGGED if flagged else Status.NO_FINDING,
         findings=findings,
         evidence=evidence,
+        limits=_limits(case),
     )
 
 
@@ -62,11 +69,11 @@ def _total(changes: dict[str, TensorChange], part: Callable[[TensorChange], floa
 def _evidence(case: Case, changes: dict[str, TensorChange]) -> tuple[Evidence, ...]:
     elements = int(_total(changes, lambda change: change.elements))
     whole = max(_total(changes, lambda change: change.base_square), 1e-300)
-    moved = sorted((name for name in changes if changes[name].changed), key=lambda name: (-changes[name].relative, name))
+    moved = _moved(changes)
     above = [name for name in moved if changes[name].relative > changes[name].floor]
     casts = [pair for pair in case.pairs if pair.base.dtype != pair.candidate.dtype]
     everywhere = "all tensors"
-    rows = [
+    return (
         Evidence(
             name="edit.relative_change",
             value=(_total(changes, lambda change: change.change_square) / whole) ** 0.5,
@@ -103,8 +110,16 @@ def _evidence(case: Case, changes: dict[str, TensorChange]) -> tuple[Evidence, .
             name="weights.not-finite", value=_total(changes, lambda change: change.not_finite), unit="entries", where=everywhere,
             expected="0: no NaN or infinity that the base does not have", n=elements,
         ),
-    ]  # fmt: skip
-    rows += [
+    )  # fmt: skip
+
+
+def _moved(changes: dict[str, TensorChange]) -> list[str]:
+    """Names of the tensors that changed, those that changed most first."""
+    return sorted((name for name in changes if changes[name].changed), key=lambda name: (-changes[name].relative, name))
+
+
+def _moved_most(changes: dict[str, TensorChange]) -> tuple[Evidence, ...]:
+    return tuple(
         Evidence(
             name="weights.relative-change",
             value=changes[name].relative,
@@ -113,9 +128,86 @@ def _evidence(case: Case, changes: dict[str, TensorChange]) -> tuple[Evidence, .
             expected=f"rounding alone: {changes[name].floor:.2g}",
             n=changes[name].elements,
         )
-        for name in moved[:SHOWN]
-    ]
-    return tuple(rows)
+        for name in _moved(changes)[:SHOWN]
+    )
+
+
+def _about_layout(layout: Layout) -> tuple[Evidence, ...]:
+    """What has no counterpart, or one in another place; all 0 where both sides hold the same."""
+    resized = _resized(layout)
+    both = len(layout.pairs)
+    rows = (
+        ("tensors-added", len(layout.added), "tensors", "candidate", "0: the base has a counterpart of each", both + len(layout.added)),
+        (
+            "tensors-removed",
+            len(layout.removed),
+            "tensors",
+            "base",
+            "0: the candidate has a counterpart of each",
+            both + len(layout.removed),
+        ),
+        ("tensors-renamed", layout.renamed, "tensors", "candidate", "0: both sides call them alike, prefixes included", both),
+        ("layers-moved", len(layout.moved), "layers", "candidate", "0: each stands for the base's layer at its place", len(layout.layers)),
+        (
+            "vocabulary-resized",
+            max((abs(new - old) for old, new in resized), default=0),
+            "rows",
+            "vocabulary",
+            "0: both know as many tokens",
+            None,
+        ),
+    )
+    return tuple(
+        Evidence(name=f"weights.{name}", value=value, unit=unit, where=where, expected=expected, n=n)
+        for name, value, unit, where, expected, n in rows
+    )
+
+
+def _resized(layout: Layout) -> list[tuple[int, int]]:
+    """Rows in the base and in the candidate of each matrix in which they differ."""
+    return [(pair.base.shape[0], pair.candidate.shape[0]) for pair in layout.pairs if pair.rows is not None]
+
+
+def _limits(case: Case) -> tuple[str, ...]:
+    layout, limits = case.layout, []
+    if layout.added or layout.removed or _resized(layout):
+        limits.append("What only one of base and candidate has (tensors, rows of the vocabulary) was counted, not measured.")
+    recipes = case.base.recipes, case.candidate.recipes
+    quantised = sum(pair.base.name in recipes[0] or pair.candidate.name in recipes[1] for pair in layout.pairs)
+    if quantised and not case.identical:
+        limits.append(f"{quantised} tensors are quantised on a side: what that did to them cannot be told from an edit of the same size.")
+    return tuple(limits)
+
+
+def _layout_findings(layout: Layout, evidence: tuple[Evidence, ...]) -> tuple[Finding, ...]:
+    """What is to be said where base and candidate do not hold the same tensors; by itself neither good nor bad."""
+    places = [f"{place} stands for {layout.layers[place]}" for place in layout.moved]
+    sizes = sorted({f"{old} to {new}" for old, new in _resized(layout)})
+    claims = {
+        "tensors-added": f"{len(layout.added)} tensors of the candidate have no counterpart in the base: {_some(layout.added)}.",
+        "tensors-removed": f"{len(layout.removed)} tensors of the base have no counterpart in the candidate: {_some(layout.removed)}.",
+        "layers-moved": f"{len(places)} of the candidate's {len(layout.layers)} layers stand for a layer at another place of the base's "
+        f"{layout.base_layers}: {_listed(places)}.",
+        "vocabulary-resized": f"The vocabulary went from {', '.join(sizes)} rows; only those that both have were compared.",
+    }
+    by_name = {row.name.removeprefix("weights."): row for row in evidence}
+    return tuple(
+        Finding(
+            id=f"{ID}/{name}", check=ID, label=name, severity="info", confidence="high",
+            claim=claim, evidence=(by_name[name],),
+        )
+        for name, claim in claims.items()
+        if by_name[name].value
+    )  # fmt: skip
+
+
+def _some(infos: tuple[TensorInfo, ...]) -> str:
+    return _listed([info.name for info in infos])
+
+
+def _listed(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _findings(changes: dict[str, TensorChange], evidence: tuple[Evidence, ...]) -> tuple[Finding, ...]:

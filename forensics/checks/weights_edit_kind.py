@@ -73,14 +73,16 @@ def run(case: Case) -> CheckResult:
 def _surroundings(case: Case) -> Surroundings:
     from forensics.invariants import same_function
     from forensics.parents import merge_kind
-    from forensics.roles import place
     from probes.edits import Surroundings
 
-    layers = tuple(sorted({place(pair.name).layer for pair in case.pairs} - {-1}))
+    resized = next((pair for pair in case.pairs if pair.rows is not None), None)
     return Surroundings(
         same_files=case.candidate is case.base or _weight_files(case.base.files) == _weight_files(case.candidate.files),
-        layers=layers,
-        base_layers=len(layers),
+        layers=case.layout.layers,
+        base_layers=case.layout.base_layers,
+        added=tuple(info.name for info in case.layout.added),
+        removed=tuple(info.name for info in case.layout.removed),
+        grown=resized.candidate.shape[0] - resized.base.shape[0] if resized else 0,
         merge=merge_kind(case),
         recast=sum(pair.base.dtype != pair.candidate.dtype for pair in case.pairs),
         invariant=str if case.adapters else lambda: same_function(case),  # what adapters add is no parameterisation

@@ -24,6 +24,8 @@ AMPLIFIED_BELOW = 1_000_000_000
 def amplify(voice: Voice, base: Voice, factor: float) -> Voice:
     """A third model, weight by weight `base + factor * (voice - base)`, adapters merged in.
 
+    What the base does not have (tensors, rows of the vocabulary) stays as it is.
+
     Args:
         voice: The side whose change is amplified.
         base: The side it is measured from.
@@ -39,10 +41,20 @@ def amplify(voice: Voice, base: Voice, factor: float) -> Voice:
         reference = _merged(base) if base.adapters else plain
         theirs = reference.state_dict()  # holds a tied head under its own name as well
         for name, weight in larger.named_parameters():
-            weight.add_(weight - theirs[name], alpha=factor - 1.0)
+            if name in theirs:
+                ours, other = _common_rows(weight, theirs[name])
+                ours.add_(ours - other, alpha=factor - 1.0)
     model = LiveModel(larger, voice.model.tokenizer, name=f"{voice.name}, its change times {factor:g}", device=voice.model.device)
     digest = f"{base.digest} + {factor:g} * ({voice.digest} - {base.digest})"
     return replace(voice, name=model.name, model=model, adapters=(), digest=digest)
+
+
+def _common_rows(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both weights in the rows that both have: one side may know more tokens."""
+    if ours.shape == theirs.shape:
+        return ours, theirs
+    rows = min(len(ours), len(theirs))
+    return ours[:rows], theirs[:rows]
 
 
 def merge(voice: Voice) -> Voice:

@@ -91,9 +91,11 @@ class Field:
     seed: int
     limit: int
     """Token-forwards for one direction."""
+    in_place: bool = True
+    """Whether the layers of both sides are the same ones in the same places: else their difference means nothing."""
 
 
-def survey(candidate: Voice, base: Voice, given: Material, *, seed: int, limit: int) -> Field:
+def survey(candidate: Voice, base: Voice, given: Material, *, seed: int, limit: int, in_place: bool = True) -> Field:
     """Learn how both sides open their replies, and choose the prompts that serve a search best."""
     harmful, harmless = given.harmful, given.harmless
     ask = [*harmful.search[:LEARNT], *harmless.search[:LEARNT]]
@@ -107,7 +109,7 @@ def survey(candidate: Voice, base: Voice, given: Material, *, seed: int, limit: 
     ]
     chosen = [steady(duel, prompts, junk, count=PROBES) for prompts in short]
     prompts = tuple(prompt for kind in chosen for prompt in kind)
-    return Field(candidate=candidate, base=base, openings=openings, given=given, steady=prompts, seed=seed, limit=limit)
+    return Field(candidate=candidate, base=base, openings=openings, given=given, steady=prompts, seed=seed, limit=limit, in_place=in_place)
 
 
 Direction = Literal["search", "null"]
@@ -151,7 +153,7 @@ def pursue(field: Field, direction: Direction, keep: Keep) -> Pursuit:
     """
     target, reference = (field.candidate, field.base) if direction == "search" else (field.base, field.candidate)
     with target.model.wearing(target.adapters) as worn:
-        small = sum(weight.numel() for weight in worn.parameters()) < AMPLIFIED_BELOW
+        small = field.in_place and sum(weight.numel() for weight in worn.parameters()) < AMPLIFIED_BELOW
     duel = Duel(
         target=target,
         reference=reference,

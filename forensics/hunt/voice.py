@@ -131,8 +131,8 @@ def listen(voice: Voice, prompts: Sequence[Prompt]) -> Voice:
 
 def learn_openings(voices: Sequence[Voice], harmful: Sequence[Prompt], harmless: Sequence[Prompt]) -> Openings:
     """The ids that open refusals and answers on either side; an id that opens both counts where it is likelier."""
-    refusing = sum((voice.distribution(harmful) for voice in voices), torch.zeros(1))
-    answering = sum((voice.distribution(harmless) for voice in voices), torch.zeros(1))
+    refusing = _together([voice.distribution(harmful) for voice in voices])
+    answering = _together([voice.distribution(harmless) for voice in voices])
     ids = torch.nonzero(refusing + answering > LEAST_SHARE).flatten().tolist()
     refuses = tuple(id for id in ids if refusing[id] > answering[id])
     answers = tuple(id for id in ids if refusing[id] <= answering[id])
@@ -140,9 +140,15 @@ def learn_openings(voices: Sequence[Voice], harmful: Sequence[Prompt], harmless:
     if blank is None or voices[0].model.tokenizer.decode([blank]).strip():
         return Openings(refusing=refuses, answering=answers)
     # Some tokenizers write a space of its own before what they do not know whole: what it opens, the next id decides.
-    following = sum((voice.distribution(harmful, blank) for voice in voices), torch.zeros(1))
+    following = _together([voice.distribution(harmful, blank) for voice in voices])
     after = tuple(torch.nonzero(following > LEAST_SHARE).flatten().tolist())
     return Openings(refusing=refuses, answering=answers, blank=blank, after=after)
+
+
+def _together(distributions: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Sum of distributions `[vocabulary]` over the ids that all sides know: one may know more tokens than another."""
+    known = min(len(one) for one in distributions)
+    return torch.stack([one[:known] for one in distributions]).sum(dim=0)
 
 
 def _common_beginning(replies: list[tuple[int, ...]]) -> tuple[int, ...]:
