@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from forensics.alignment import Pair
     from probes.differ import Profile
-    from probes.edits import Form, TensorEdit
     from probes.spectra import Spectrum
+    from probes.tensor_edits import Form, TensorEdit
 
 
 def measured(case: Case) -> dict[str, Profile]:
@@ -35,7 +35,7 @@ def measured(case: Case) -> dict[str, Profile]:
 
 def tensor_edits(case: Case) -> list[TensorEdit]:
     """Every tensor with its place in the model and, where a few directions of it write to the residual stream, their form."""
-    from probes.edits import TensorEdit  # heavy: brings torch
+    from probes.tensor_edits import TensorEdit  # heavy: brings torch
 
     profiles, edits = measured(case), []
     for pair in case.pairs:
@@ -99,7 +99,7 @@ def _form(case: Case, pair: Pair, profile: Profile, where: Place) -> Form | None
     found = profile.spectrum
     if found is None or profile.rows is None or not found.resolved or where.role not in (*WRITES, *VOCABULARY[:1]):
         return None
-    from probes.edits import Form
+    from probes.tensor_edits import Form
 
     left = _spread(found, profile)
     turned = transposed(case, where.role) or where.role == "embedding"

@@ -10,7 +10,7 @@ from forensics.checkpoint import Checkpoint
 from forensics.roles import LAYER
 
 if TYPE_CHECKING:
-    from probes.edits import Kind
+    from probes.tensor_edits import Kind
 
 
 def merge_kind(case: Case) -> Kind | None:
@@ -33,7 +33,7 @@ def merge_kind(case: Case) -> Kind | None:
 
 def _stacked(case: Case) -> Kind | None:
     """Layers taken over whole from more than one parent."""
-    from probes.edits import Kind, Measure
+    from probes.tensor_edits import Kind, Measure
 
     ours = _layers(case.candidate)
     held = [_layers(parent) for parent in case.parents]

@@ -12,27 +12,18 @@ them; the thresholds are ours and are held to `examples/benchmarks/edit_kinds.py
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from statistics import median
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from probes.differ import Profile
 from probes.spectra import WHITE_BULK, Spectrum
+from probes.tensor_edits import Kind, Measure, Surroundings, TensorEdit
 
-Label = Literal[
-    "identical", "resharded", "dtype-cast", "quantisation", "lora-merge", "full-finetune", "sparse-update", "abliteration", "knowledge-edit",
-    "knowledge-edit-multi", "rows-only", "added-tokens", "steering-bias", "pruning", "merge-linear", "merge-slerp", "merge-ties", "merge-dare",
-    "layer-stack", "reparameterised", "not-derived", "unknown-mixed",
-]  # fmt: skip
 NUMERIC_CASTS = ("float16", "bfloat16")
 MOST = 0.9
 """Share of the changed matrices that must bear a sign for it to name the edit."""
-LOW_RANK = 0.34
-"""Share of the shorter side up to which a rank is low."""
 FORM = 0.6
 """|cos| between the right singular vector of a change and W^T u from which it takes a direction out of the output. 0.88 for
 row-norm-preserving abliteration, 1.0 for the plain one; 0.03 for a knowledge edit."""
@@ -43,6 +34,8 @@ NARROW = 0.75
 ALIKE, LEAST_AT_CEILING = 0.03, 0.15
 """Share by which ranks of one adapter may differ, where some of its directions lie under the edge; and share of the matrices that
 must reach the highest."""
+UNSURE = 0.15
+"""The same up to which a rank is low though the spectra go on below the edge: a trained adapter's do, and so does noise, flatly."""
 FULL = 0.55
 """Median share of the shorter side from which a rank is that of a change in all directions, for all that shows of it."""
 SHARED = 0.6
@@ -58,98 +51,6 @@ BLANKED = 0.98
 """Share of the changed entries that are zero from which the change is pruning."""
 STANDS_OUT = 3.0
 """How far the first singular value stands above the second where one direction lies in a change of full rank."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Form:
-    """How the strongest direction of a change lies to the matrix it changes.
-
-    `direction` `[d]` is the change's direction in the residual stream, `input_cosine` the |cos| between the direction it
-    reads and W^T u, `gain` ||u^T W'|| / ||u^T W||.
-    """
-
-    direction: Tensor
-    input_cosine: float
-    gain: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorEdit:
-    """One tensor of the pair: where it stands and how it changed."""
-
-    name: str
-    layer: int
-    role: str
-    profile: Profile
-    form: Form | None = None
-
-    @property
-    def changed(self) -> bool:
-        """Whether any entry differs."""
-        return self.profile.change.changed > 0
-
-    @property
-    def matrix(self) -> bool:
-        """Whether it is a matrix of more than one row and column."""
-        return min(self.profile.shape) > 1
-
-    @property
-    def low(self) -> bool:
-        """Whether rounding and few directions are all there is of its change, and something is."""
-        found = self.profile.spectrum
-        return found is not None and found.low and 0 < found.rank <= max(1.0, LOW_RANK * min(self.profile.shape))
-
-    @property
-    def high(self) -> bool:
-        """Whether its change is of high rank, beyond rounding."""
-        found = self.profile.spectrum
-        return found is not None and found.resolved and not self.low
-
-
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """What is known beside the tensors that have a counterpart.
-
-    `layers`: which layer of the base each layer of the candidate stands for. `added`, `removed`: names of tensors that only
-    one side has. `grown`: rows by which the vocabulary grew. `recast`: tensors stored in another dtype. `merge`: what the
-    parents given explain. `invariant`: whether a candidate unlike its base computes the same function, as far as that can be
-    told from products that re-parameterisation leaves alone; asked only where it matters.
-    """
-
-    same_files: bool
-    layers: tuple[int, ...]
-    base_layers: int
-    added: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
-    grown: int = 0
-    recast: int = 0
-    merge: Kind | None = None
-    invariant: Callable[[], str] = str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measure:
-    """One number that speaks for a label."""
-
-    name: str
-    value: float
-    unit: str
-    where: str
-    expected: str
-    n: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kind:
-    """The label, the claim it makes, how sure it is, and what speaks for it."""
-
-    label: Label
-    claim: str
-    confidence: Literal["low", "medium", "high"] = "high"
-    rank: int = 0
-    unresolved: bool = False
-    """Whether the change lies below what the storage format can show, so that its form cannot be told."""
-    measures: tuple[Measure, ...] = ()
 
 
 def classify(tensors: Sequence[TensorEdit], around: Surroundings) -> Kind:
@@ -317,7 +218,8 @@ def _low_rank(tensors: Sequence[TensorEdit], changed: list[TensorEdit], _around:
     if taken is not None:
         return taken
     certain = _end_abruptly(shown) or _one_ceiling(shown)
-    if not certain and (_trained_beside(changed) or sum(one.low for one in shown) < MOST * len(shown)):
+    few = sum(one.low for one in shown) >= MOST * len(shown) and _share_of_directions(shown) <= UNSURE
+    if not certain and (_trained_beside(changed) or not few):
         return None
     layers = sorted({one.layer for one in shown})
     every = {one.layer for one in tensors if one.layer >= 0}
@@ -425,7 +327,7 @@ def _high_rank(tensors: Sequence[TensorEdit], changed: list[TensorEdit], _around
             claim="The change lies below what rounding to the storage format lets through: its form cannot be told.",
         )  # fmt: skip
     hidden = [one for one in shown if one.form is not None and one.form.input_cosine >= FORM and _stands_out(one)]
-    high = _trained_beside(changed) or _in_all_directions(shown)
+    high = _trained_beside(changed) or _share_of_directions(shown) >= FULL
     if touched and share <= MASKED and ulps >= COARSE:
         return Kind(
             label="unknown-mixed", rank=rank, measures=measures, confidence="medium",
@@ -446,12 +348,13 @@ def _high_rank(tensors: Sequence[TensorEdit], changed: list[TensorEdit], _around
     )  # fmt: skip
 
 
-def _in_all_directions(shown: Sequence[TensorEdit]) -> bool:
+def _share_of_directions(shown: Sequence[TensorEdit]) -> float:
+    """Median share of a matrix's directions that changed beyond rounding."""
     shares = [
         1.0 if one.profile.spectrum.bulk > WHITE_BULK or one.profile.spectrum.capped else one.profile.spectrum.rank / min(one.profile.shape)
         for one in shown if one.profile.spectrum is not None
     ]  # fmt: skip
-    return median(shares) >= FULL
+    return median(shares)
 
 
 def _stands_out(one: TensorEdit) -> bool:

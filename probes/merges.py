@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from probes.edits import Kind, Label, Measure
 from probes.rounding import ulp
+from probes.tensor_edits import Kind, Label, Measure
 
 SAMPLED = 4096
 """Entries of a block that are looked at one by one."""

@@ -25,7 +25,7 @@ from forensics.case import Case, Check
 from forensics.record import CheckResult, Evidence, Finding, Severity, Status
 
 if TYPE_CHECKING:
-    from probes.edits import Kind, Surroundings, TensorEdit
+    from probes.tensor_edits import Kind, Surroundings, TensorEdit
 
 ID = "weights.edit-kind"
 SEVERITIES: dict[str, Severity] = {
@@ -73,7 +73,7 @@ def run(case: Case) -> CheckResult:
 def _surroundings(case: Case) -> Surroundings:
     from forensics.invariants import same_function
     from forensics.parents import merge_kind
-    from probes.edits import Surroundings
+    from probes.tensor_edits import Surroundings
 
     resized = next((pair for pair in case.pairs if pair.rows is not None), None)
     return Surroundings(
