@@ -73,7 +73,7 @@ class Unmixing:
         if whole <= 0.0:
             return None
         explained = self._left() <= UNEXPLAINED + ROUNDINGS * self._rounding / whole
-        return self._smooth() if explained else self._sparse()
+        return (self._smooth() if explained else None) or self._sparse()
 
     def _solve(self, index: int) -> Tensor:
         gram = self._gram[index]
