@@ -38,6 +38,8 @@ UNSURE = 0.15
 """The same up to which a rank is low though the spectra go on below the edge: a trained adapter's do, and so does noise, flatly."""
 FULL = 0.55
 """Median share of the shorter side from which a rank is that of a change in all directions, for all that shows of it."""
+TAKEN = 0.95
+"""Share of a direction's write gain that may be left where it was taken out; more, and it was turned over and made louder."""
 SHARED = 0.6
 """Mean |cos| between the directions of different matrices from which it is one direction."""
 UNRELATED, REWRITTEN = 0.3, 0.985
@@ -61,7 +63,7 @@ def classify(tensors: Sequence[TensorEdit], around: Surroundings) -> Kind:
         around: Everything else.
     """
     changed = [one for one in tensors if one.changed]
-    for question in (_structure, _rounding, _quantisation, _blanks, _rows, _strangers, _merge, _low_rank, _high_rank):
+    for question in (_structure, _rounding, _blanks, _quantisation, _rows, _strangers, _merge, _low_rank, _high_rank):
         found = question(tensors, changed, around)
         if found is not None:
             return found
@@ -253,7 +255,7 @@ def _taken_out(shown: Sequence[TensorEdit]) -> Kind | None:
     A tool that restores the norms of rows afterwards changes every direction a little, so no low rank is asked for.
     """
     forms = [one.form for one in shown if one.form is not None]
-    taking = [form for form in forms if form.input_cosine >= FORM]
+    taking = [form for form in forms if form.input_cosine >= FORM and form.gain <= TAKEN]
     if not all(one.role in ("o", "down") for one in shown) or not forms or len(taking) < MOST_TAKEN * len(shown):
         return None
     shared = _shared([form.direction for form in taking])

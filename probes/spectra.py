@@ -33,6 +33,8 @@ QUIETEST = 1e-8
 """Least share of the mean noise variance that a row or column is given: rows of zeros have none."""
 FLOAT32_SHARE = 3e-6
 """Share of the largest singular value below which float32 arithmetic itself is the noise."""
+FLOAT32_ENERGY = 2e-5
+"""The same for what the sum of their squares leaves of the whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +151,7 @@ def _measure(change: Tensor, scales: tuple[Tensor, Tensor], cap: int) -> Spectru
     values, right, capped = _leading(white, edge, cap)
     edge = max(edge, FLOAT32_SHARE * float(values[0])) if len(values) else edge
     shown = values[values > edge]
-    left_over = max(0.0, energy - float((shown.double() ** 2).sum()))
+    left_over = max(0.0, energy * (1.0 - FLOAT32_ENERGY) - float((shown.double() ** 2).sum()))
     kept = right[:, : max(1, len(shown))]
     left, sizes, directions = factor_spectrum((kept * columns[:, None]).T, (white @ kept) * rows[:, None])
     return Spectrum(

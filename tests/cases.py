@@ -165,6 +165,7 @@ def open_case(
     adapters: Sequence[Path] = (),
     prompts: Path | None = None,
     surface: Path | None = None,
+    parents: Sequence[Path] = (),
 ) -> Iterator[Case]:
     """The case that a check would receive, as the conductor builds it."""
     ours = open_checkpoint(str(base))
@@ -183,6 +184,7 @@ def open_case(
             policy=load_policy(),
             seed=0,
             workbench=bench,
+            parents=tuple(open_checkpoint(str(path)) for path in parents),
         )
         bench.close()
 

@@ -1,0 +1,191 @@
+"""The check that names the edit: one cell of every kind of the bench, adapters, hostile numbers, and words that do not fit."""
+
+from __future__ import annotations
+
+import edit_catalogue
+import pytest
+import tiny
+import torch
+from cases import ORGANISMS, audit, open_case, reweighted
+from edit_kinds import base_folder, write
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from cli import app
+from forensics.checks import weights_edit_kind as check
+from forensics.record import Status
+from forensics.roles import place
+from forensics.verdict import Action
+
+NAMES = {
+    "identical": "a copy", "resharded": "three files", "dtype-cast": "bfloat16 to float16 to bfloat16", "quantisation": "NF4 in 64",
+    "full-finetune": "power law", "sparse-update": "what passes the rounding, 5 %", "abliteration": "row norms kept", "knowledge-edit": "rank one, layer 3",
+    "knowledge-edit-multi": "4 facts in layers 1 to 4", "rows-only": "3 of the embedding", "added-tokens": "8 rows", "steering-bias": "down projection of one layer",
+    "pruning": "30 % by magnitude", "merge-linear": "0.7 and 0.3", "merge-slerp": "at 0.3, far parents", "merge-ties": "density 0.3", "merge-dare": "0.9 dropped",
+    "layer-stack": "layers 2 and 3 twice", "reparameterised": "neurons permuted", "not-derived": "another start", "unknown-mixed": "adapter, then int8 a row",
+}  # fmt: skip
+
+
+def cell(kind, name, strength=0.01):
+    found = [
+        one
+        for one in edit_catalogue.cells([0])
+        if (one.variant.kind, one.variant.name) == (kind, name) and one.strength in (strength, 0.0, 0.3)
+    ]
+    (one,) = found
+    return one
+
+
+def named(base, candidate, folder, **options):
+    with open_case(base, candidate, folder, **options) as case:
+        return check.CHECK.run(case)
+
+
+def values(result):
+    return {row.name: row.value for row in reversed(result.evidence)}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    return tmp_path_factory.mktemp("bases")
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_every_kind_of_edit_is_named(kind, bases, tmp_path):
+    one = cell(kind, NAMES[kind])
+    write(one.edited(), tmp_path)
+
+    result = named(base_folder(one, bases), tmp_path / "candidate", tmp_path / "run", parents=sorted(tmp_path.glob("parent-*")))
+
+    (finding,) = result.findings
+    assert finding.label == kind
+    assert values(result)["edit.below-resolution"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "rank"), [("rank 1, all linear, Gaussian", 1), ("rank 8, all linear, Gaussian", 8), ("rank 64, q and v, Gaussian", 64)]
+)
+def test_a_merged_adapter_has_its_rank(name, rank, bases, tmp_path):
+    one = cell("lora-merge", name)
+    write(one.edited(), tmp_path)
+
+    result = named(base_folder(one, bases), tmp_path / "candidate", tmp_path / "run")
+
+    assert result.findings[0].label == "lora-merge"
+    assert values(result)["edit.rank"] == pytest.approx(rank, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("organism", "label", "rank"),
+    [
+        ("abliterated", "abliteration", 1),
+        ("backdoor-full", "full-finetune", None),
+        ("backdoor-lora", "lora-merge", 8),
+        ("abliterated-twin", "lora-merge", 1),
+    ],
+)
+def test_organisms_are_named_for_what_was_done_to_them(organism, label, rank, tmp_path):
+    candidate = ORGANISMS / organism
+    adapter = (candidate / "adapter_config.json").exists()
+
+    result = named(ORGANISMS / "base", ORGANISMS / "base" if adapter else candidate, tmp_path, adapters=[candidate] if adapter else [])
+
+    assert result.findings[0].label == label
+    assert rank is None or values(result)["edit.rank"] == rank
+    assert ("put on, unmerged" in result.findings[0].claim) is adapter
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny.save(tiny.network(width=64), tmp_path_factory.mktemp("models") / "base")
+
+
+def test_several_adapters_have_the_rank_of_all_their_directions(base, tmp_path):
+    put_on = [tiny.adapter(base, tmp_path / f"a{seed}", modules=["q_proj", "down_proj"], seed=seed, r=3) for seed in (1, 2)]
+
+    alone, together = (named(base, base, tmp_path / f"run{n}", adapters=put_on[:n]) for n in (1, 2))
+
+    assert [values(result)["edit.rank"] for result in (alone, together)] == [3, 6]
+    assert "adapters a1 and a2" in together.findings[0].claim
+
+
+def test_a_merged_adapter_and_a_live_one_are_the_same_kind(base, tmp_path):
+    adapter = tiny.adapter(base, tmp_path / "adapter", modules=["q_proj", "down_proj"], r=3)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    merged = tmp_path / "merged"
+    PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().save_pretrained(merged)
+
+    live, stored = named(base, base, tmp_path / "one", adapters=[adapter]), named(base, merged, tmp_path / "other")
+
+    assert live.findings[0].label == stored.findings[0].label == "lora-merge"
+    assert values(live)["edit.rank"] == values(stored)["edit.rank"] == 3
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_does_not_break_it(number, base, tmp_path):
+    def spoil(tensors):
+        tensors["model.layers.0.mlp.up_proj.weight"][3, 5] = number
+
+    result = named(base, reweighted(base, tmp_path / "spoilt", spoil), tmp_path / "run")
+
+    assert result.status is Status.NO_FINDING
+    assert len(result.findings) == 1
+
+
+def test_zeroed_tensors_are_pruning(base, tmp_path):
+    def blank(tensors):
+        tensors["model.layers.1.mlp.up_proj.weight"].zero_()
+
+    result = named(base, reweighted(base, tmp_path / "blank", blank), tmp_path / "run")
+
+    assert result.findings[0].label == "pruning"
+
+
+def test_an_abliteration_asks_for_a_person(tmp_path):
+    record = audit(ORGANISMS / "base", ORGANISMS / "abliterated", tmp_path, only=("weights.edit-kind",), max_cost="weights")
+
+    assert record.verdict.action is Action.HUMAN_REVIEW
+    assert any(rule.id == "finding/weights.edit-kind/abliteration" for rule in record.verdict.rules)
+
+
+@pytest.mark.parametrize(
+    ("parents", "code", "what"),
+    [(["missing"], 2, "does not exist"), (["deep"], 3, "does not have the base's")],
+)
+def test_parents_that_cannot_be_used_are_refused_before_anything_is_written(parents, code, what, base, tmp_path):
+    tiny.save(tiny.network(width=32), tmp_path / "deep")
+    words = [word for parent in parents for word in ("--parents", str(tmp_path / parent))]
+
+    done = CliRunner().invoke(app, ["diff", str(base), str(base), *words, "--out", str(tmp_path / "run")], prog_name="forensics")
+
+    assert done.exit_code == code
+    assert what in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "role"),
+    [
+        ("model.layers.3.mlp.down_proj.weight", 3, "down"),
+        ("transformer.h.11.attn.c_proj.weight", 11, "o"),
+        ("transformer.h.0.attn.c_attn.bias", 0, "bias"),
+        ("transformer.h.0.ln_1.weight", 0, "norm"),
+        ("transformer.ln_f.bias", -1, "norm"),
+        ("gpt_neox.layers.2.attention.query_key_value.weight", 2, "qkv"),
+        ("gpt_neox.layers.2.attention.dense.weight", 2, "o"),
+        ("gpt_neox.layers.2.mlp.dense_4h_to_h.weight", 2, "down"),
+        ("model.layers.0.post_attention_layernorm.weight", 0, "norm"),
+        ("model.layers.0.self_attn.q_norm.weight", 0, "norm"),
+        ("model.layers.0.self_attn.q_proj.bias", 0, "bias"),
+        ("model.embed_tokens.weight", -1, "embedding"),
+        ("transformer.wpe.weight", -1, "position"),
+        ("lm_head.weight", -1, "head"),
+        ("model.norm.weight", -1, "norm"),
+        ("something.else", -1, "other"),
+    ],
+)
+def test_names_tell_layer_and_role(name, layer, role):
+    found = place(name)
+
+    assert (found.layer, found.role) == (layer, role)
