@@ -33,7 +33,7 @@ MAY_IMPORT = {
 SEEN_BY_REPORTS = {"forensics.record", "forensics.runfolder", "forensics.prompts", "forensics.errors", "forensics.verdict"}
 FLOORS = (
     ("errors", "record"),
-    ("policy", "prompts", "headers", "checkpoint", "surface", "templates", "adapters", "alignment", "runfolder"),
+    ("policy", "prompts", "headers", "checkpoint", "surface", "chat.child", "templates", "adapters", "alignment", "runfolder"),
     ("anatomy", "model", "verdict"),
     (
         "capture",
@@ -57,7 +57,7 @@ FLOORS = (
 )
 """Modules of forensics/ by floor, each left to right. A check is on the floor of `checks` by its place."""
 PLACES = {name: (floor, position) for floor, names in enumerate(FLOORS) for position, name in enumerate(names)}
-EMPTY_PACKAGES = {"", "gate", "hunt", "policies"}
+EMPTY_PACKAGES = {"", "chat", "gate", "hunt", "policies"}
 """Packages that hold nothing but a docstring, a version, or data: anybody may name them."""
 MODULE_LINES, FUNCTION_LINES = 350, 60
 

@@ -32,7 +32,7 @@ from forensics.surface import (
     special_tokens,
     token_map,
 )
-from forensics.templates import GENERATION_TAGS, TemplateFailed, render_template
+from forensics.templates import TemplateFailed, parse, render_template
 
 ID = "files.surface"
 COSMETIC = {
@@ -178,12 +178,9 @@ def _rendered(template: str | None, turns: tuple[Message, ...], tokens: dict[str
 
 def _tree(template: str) -> str:
     """The syntax tree of a template as text, without comments and line numbers."""
-    import jinja2.sandbox  # with transformers' own settings, so that white space is read as it will be
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     try:
-        return repr(environment.parse(GENERATION_TAGS.sub("", template)))
-    except (jinja2.TemplateError, RecursionError):
+        return repr(parse(template))
+    except TemplateFailed:
         return template
 
 

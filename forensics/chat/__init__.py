@@ -1,0 +1,1 @@
+"""Chat templates as the programs they are."""
