@@ -33,7 +33,24 @@ MAY_IMPORT = {
 SEEN_BY_REPORTS = {"forensics.record", "forensics.runfolder", "forensics.prompts", "forensics.errors", "forensics.verdict"}
 FLOORS = (
     ("errors", "record"),
-    ("policy", "prompts", "headers", "checkpoint", "surface", "chat.child", "templates", "adapters", "alignment", "runfolder"),
+    (
+        "policy",
+        "prompts",
+        "headers",
+        "checkpoint",
+        "surface",
+        "chat.child",
+        "templates",
+        "chat.syntax",
+        "chat.terms",
+        "chat.questions",
+        "chat.flow",
+        "chat.scenes",
+        "chat.compare",
+        "adapters",
+        "alignment",
+        "runfolder",
+    ),
     ("anatomy", "model", "verdict"),
     (
         "capture",
