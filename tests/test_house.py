@@ -39,6 +39,7 @@ FLOORS = (
         "headers",
         "checkpoint",
         "surface",
+        "tokenizing",
         "chat.child",
         "templates",
         "chat.syntax",
