@@ -48,6 +48,7 @@ FLOORS = (
         "chat.flow",
         "chat.scenes",
         "chat.compare",
+        "declared",
         "adapters",
         "alignment",
         "runfolder",
