@@ -30,6 +30,8 @@ LARGEST_NUMBER = 99_999_999
 """A date written as a number is smaller."""
 MAX_TEMPLATE_CHARACTERS = 500_000
 MAX_RENDERED_CHARACTERS = 2_000_000
+PASSED_ON = frozenset({"PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "SYSTEMROOT"})
+"""What the rendering process is told of our environment: enough to start, and no token or key that stands there."""
 OVERRUNS = 3
 """How often a template may run too long before it is not run again."""
 
@@ -177,9 +179,10 @@ class _Renderer:
             self.stop()
         # -P: nothing of the folder the file lies in can take the place of a library.
         words = [sys.executable, "-P", str(Path(child.__file__))]
+        around = {name: value for name, value in os.environ.items() if name in PASSED_ON}
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own file
-                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=around
             )
         except OSError as error:
             raise ToolFailed(

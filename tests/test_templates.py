@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import tiny
@@ -144,6 +145,16 @@ def test_a_process_that_was_killed_is_started_again():
     process().wait()
 
     assert render("{{ 2 }}") == "2"
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="this system does not show the environment of a process")
+def test_the_process_is_told_no_secrets(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "a secret of the user")
+    render("{{ 1 }}")
+    templates._RENDERER.stop()
+
+    assert render("{{ 2 }}") == "2"
+    assert b"secret" not in Path(f"/proc/{process().pid}/environ").read_bytes()
 
 
 def test_an_interrupt_of_the_audit_does_not_reach_the_process():
