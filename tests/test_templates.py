@@ -222,6 +222,13 @@ def test_every_template_is_rendered_as_transformers_does(template):
     assert render_scene(template, scene, special_tokens={"bos_token": "<s>"}).text == theirs
 
 
+def test_dice_fall_alike_for_the_same_conversation_and_not_for_every_one():
+    thrown = {render("{{ range(90000) | random }}", turns=(Message(role="user", content=str(number)),)) for number in range(20)}
+    again = {render("{{ range(90000) | random }}", turns=(Message(role="user", content=str(number)),)) for number in range(20)}
+    assert thrown == again
+    assert len(thrown) > 1
+
+
 def test_the_time_can_be_given():
     scene = Scene(turns=(), now="2027-01-15T08:09:10")
     assert render_scene("{{ strftime_now('%d %b %Y %H:%M') }}", scene, special_tokens={}).text == "15 Jan 2027 08:09"
