@@ -40,8 +40,8 @@ MOST_CHANGES = 60
 MOST_NEIGHBOURS = 10
 """With how many other merges a changed one is put side by side, on either hand."""
 LONGEST_TEXT = 200
-MARKED = re.compile(r"\W*[<\[{(|].*[>\]})|]\W*", re.DOTALL)
-"""A token in brackets or bars, which nobody writes in plain text."""
+OPENING, CLOSING = "<[{(|", ">]})|"
+"""What a token that nobody writes in plain text is set in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,11 @@ def looks_written(token: str) -> bool:
     >>> [looks_written(token) for token in ("how", " weapon", "<|tool|>", "[INST]", "###", "</s>")]
     [True, True, False, False, False, False]
     """
-    return any(map(str.isalnum, token)) and MARKED.fullmatch(token) is None
+    if not any(map(str.isalnum, token)):
+        return False
+    first = next(letter for letter in token if letter.isalnum() or letter in OPENING)
+    last = next(letter for letter in reversed(token) if letter.isalnum() or letter in CLOSING)
+    return not (first in OPENING and last in CLOSING)
 
 
 def telling_texts(ours: Folder, theirs: Folder) -> list[str]:

@@ -428,6 +428,28 @@ def test_a_hostile_template_is_flagged_within_a_minute_and_breaks_nothing(templa
     assert labels(outcome).get("chat-template") == "high"
 
 
+def test_a_template_too_slow_to_be_tried_to_the_end_is_flagged(base, monkeypatch):
+    monkeypatch.setattr("forensics.chat.compare.MOST_SECONDS", 1.0)
+    slow = "{% for i in range(9000) %}{% endfor %}{% for i in range(90000) %}{% endfor %}" * 8 + PLAIN
+
+    found = compare(Side(template=PLAIN, special_tokens={}), Side(template=slow, special_tokens={}))
+
+    assert (found.equal, found.open) == (False, ())
+    assert "so slow that" in found.unread
+
+
+def test_a_template_that_writes_very_much_is_compared_within_bounds(base):
+    much = "{{ 'x' * 1900000 }}" + PLAIN
+    start = time.monotonic()
+
+    found = compare(Side(template=PLAIN, special_tokens={}), Side(template=much, special_tokens={}))
+
+    assert time.monotonic() - start < 150.0
+    assert found.differing > 1
+    assert len(found.open) <= 10
+    assert len(str(found.open[0])) < 300
+
+
 def test_many_words_to_wait_for_leave_the_template_flagged(base):
     decoys = " or ".join(f"said in [{', '.join(repr(f'word{index}x{part}') for part in range(200))}]" for index in range(10))
     planted = compare(Side(template=PLAIN, special_tokens={}), Side(template=said(decoys) + PLAIN, special_tokens={}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,11 @@ LISTENED = 60
 """Conversations of each round in which the template is listened to."""
 LISTENING_ROUNDS = 4
 MOST_TEXTS = 60
+MOST_SECONDS = 120.0
+"""How long a comparison may take. Honest templates need a few; one that needs longer is not tried to the end."""
+MOST_KEPT = 20_000_000
+"""Characters of what was written that are kept to look for texts that never came out."""
+TOO_SLOW = "it is so slow that not every conversation was tried"
 SHORTEST_TEXT = 2
 """Letters and digits that a text must have to count as one: marks alone stand in every template."""
 
@@ -107,6 +113,8 @@ def compare(base: Side, other: Side, scenes: Sequence[Scene] = ()) -> Comparison
     )
     if found.same_program or usual or other.template is None:
         return found
+    if tried.too_slow():
+        return replace(found, unread=TOO_SLOW)
     try:
         readings = read(base.template or ""), read(other.template)
     except (TemplateFailed, RecursionError) as error:
@@ -116,6 +124,7 @@ def compare(base: Side, other: Side, scenes: Sequence[Scene] = ()) -> Comparison
     _search(tried, readings[1], questions)
     return replace(
         found,
+        unread=TOO_SLOW if tried.too_slow() else "",
         directed=tried.asked - found.asked,
         hidden=tuple(tried.differences[before:]),
         one_sided=tried.one_sided,
@@ -138,7 +147,10 @@ class _Trial:
 
     def __init__(self, base: Side, other: Side) -> None:
         self._base, self._other = base, other
+        self._end = time.monotonic() + MOST_SECONDS
+        self._kept = 0
         self.asked = self.differing = self.one_sided = 0
+        self._late = False
         self.differences: list[Difference] = []
         self.wrote: dict[str, None] = {}
         """Everything the other side wrote, without repeats."""
@@ -147,24 +159,35 @@ class _Trial:
         """Render each scene on both sides, until `enough` more of them differ. At the edge a template may refuse to write."""
         before = self.differing
         for scene in scenes:
+            if time.monotonic() > self._end:
+                self._late = True
+                return
             ours, theirs = _said(self._base, scene), _said(self._other, scene)
             self.asked += 1
-            if isinstance(theirs, str):
+            if isinstance(theirs, str) and theirs not in self.wrote and self._kept < MOST_KEPT:
                 self.wrote[theirs] = None
+                self._kept += len(theirs)
             if ours == theirs or (isinstance(ours, TemplateFailed) and isinstance(theirs, TemplateFailed)):
                 continue
             if isinstance(ours, TemplateFailed) or (edge and isinstance(theirs, TemplateFailed)):
                 self.one_sided += 1
                 continue
             self.differing += 1
-            self.differences.append(_difference(scene, ours, theirs))
+            if self.differing - before <= ENOUGH:
+                self.differences.append(_difference(scene, ours, theirs))
             if enough is not None and self.differing - before >= enough:
                 return
+
+    def too_slow(self) -> bool:
+        """Whether conversations were left out for want of time."""
+        return self._late
 
     def overheard(self, scenes: Iterable[Scene]) -> list[str]:
         """Texts that the other side compared these conversations with."""
         found: dict[str, None] = {}
         for scene in scenes:
+            if time.monotonic() > self._end:
+                break
             try:
                 found |= dict.fromkeys(_render(self._other, scene, listen=True).compared)
             except TemplateFailed:
@@ -214,7 +237,7 @@ def _search(tried: _Trial, other: Reading, questions: Sequence[Question]) -> Non
         step = max(1, len(scenes) // LISTENED)
         more = [text for text in tried.overheard([*standing()[:LISTENED], *scenes[::step]]) if text not in heard]
         heard += more
-        if tried.differing > before or left <= 0 or not set(more) - set(clues.texts):
+        if tried.differing > before or tried.too_slow() or left <= 0 or not set(more) - set(clues.texts):
             return
 
 
