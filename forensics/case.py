@@ -173,3 +173,5 @@ class Check:
     run: Callable[[Case], CheckResult]
     needs: tuple[Expect, ...] = ()
     """Kinds of prompts without which it cannot look."""
+    after: tuple[str, ...] = ()
+    """Checks whose results it reads in `Case.earlier`. They run before it where they are there, and cost no more than it does."""

@@ -27,7 +27,7 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 """Formats that can run code when read."""
 PROSE_SUFFIXES = (".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf")
 PROSE_NAMES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY", ".gitattributes", ".gitignore")
-HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.py", "*.md"]
+HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.py", "*.md", "*.yml", "*.yaml"]
 BLOCK_ELEMENTS = 1 << 20
 """Values read at once, so that memory does not grow with the checkpoint (4 MiB in float32, a dozen times that while compared)."""
 MAX_JSON_BYTES = 200_000_000

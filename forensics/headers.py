@@ -55,6 +55,30 @@ def read_header(path: Path, *, file: str) -> tuple[TensorInfo, ...]:
     Raises:
         BadInput: The file is truncated, or its header is not what the format allows (the message says how).
     """
+    header, data_start, size = _table(path, file)
+    header.pop("__metadata__", None)
+    tensors = [_tensor(name, claim, file=file, data_start=data_start) for name, claim in header.items()]
+    tensors.sort(key=lambda tensor: (tensor.start, tensor.end))
+    _refuse_gaps(tensors, data_start=data_start, size=size, file=file)
+    return tuple(tensors)
+
+
+def read_metadata(path: Path, *, file: str) -> dict[str, str]:
+    """What whoever wrote the file put beside the tensors: names and texts, which nothing verifies.
+
+    Args:
+        path: The file.
+        file: Its name inside the checkpoint, for messages.
+
+    Raises:
+        BadInput: As `read_header`, as far as the header itself goes.
+    """
+    metadata: dict[str, str] = _table(path, file)[0].get("__metadata__") or {}
+    return metadata
+
+
+def _table(path: Path, file: str) -> tuple[dict[str, Any], int, int]:
+    """The header as a table, where the data begins, and how many bytes the file has."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little") if size >= 8 else -1
@@ -71,14 +95,10 @@ def read_header(path: Path, *, file: str) -> tuple[TensorInfo, ...]:
         raise _damaged(file, "its header is not a JSON object")
     if any("\ud800" <= letter <= "\udfff" for name in header for letter in name):
         raise _damaged(file, "the name of a tensor holds half a character (a lone surrogate)")
-    metadata = header.pop("__metadata__", None)
+    metadata = header.get("__metadata__")
     if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
         raise _damaged(file, "its __metadata__ is not a table of texts")
-    data_start = 8 + length
-    tensors = [_tensor(name, claim, file=file, data_start=data_start) for name, claim in header.items()]
-    tensors.sort(key=lambda tensor: (tensor.start, tensor.end))
-    _refuse_gaps(tensors, data_start=data_start, size=size, file=file)
-    return tuple(tensors)
+    return header, 8 + length, size
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -56,6 +56,24 @@ def chat_templates(folder: Folder) -> dict[str, str]:
     return templates
 
 
+def other_templates(folder: Folder) -> dict[str, str]:
+    """Templates that `chat_templates` leaves out because another file wins, by place: other loaders may read those.
+
+    Raises:
+        BadInput: One of the files is damaged.
+    """
+    used = chat_templates(folder)
+    found: dict[str, str] = {}
+    for file in ("tokenizer_config.json", "chat_template.json", "processor_config.json"):
+        inside = _json(folder, file).get("chat_template")
+        rows = [row for row in inside if isinstance(row, dict)] if isinstance(inside, list) else [{"template": inside}]
+        for row in rows:
+            name, template = str(row.get("name", "default")), row.get("template")
+            if isinstance(template, str) and used.get(name) != template:
+                found[f"{name} in {file}"] = template
+    return found
+
+
 def special_tokens(folder: Folder) -> dict[str, str]:
     """The special tokens that tokenizer_config.json or special_tokens_map.json name."""
     found = {}
@@ -100,6 +118,16 @@ def mapping_parts(folder: Folder) -> dict[str, Any]:
     if not whole:
         parts["merges"] = _text(folder, "merges.txt") if "merges.txt" in folder.files else None
     return parts
+
+
+def token_flags(folder: Folder) -> dict[str, dict[str, Any]]:
+    """How each added token of tokenizer.json is found in a text: alone or within words, with the spaces around it, and so on."""
+    rows = _json(folder, "tokenizer.json").get("added_tokens")
+    flags: dict[str, dict[str, Any]] = {}
+    for row in rows if isinstance(rows, list) else []:
+        if isinstance(row, dict):
+            flags[str(row.get("content"))] = {key: value for key, value in sorted(row.items()) if key not in ("id", "content")}
+    return flags
 
 
 def code_hooks(folder: Folder) -> list[str]:

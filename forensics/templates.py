@@ -1,34 +1,74 @@
-"""Chat templates: programs written by the checkpoint's author, so they are run in a sandbox and against the clock."""
+"""Chat templates: programs written by the checkpoint's author, so they are run in a process of their own that can be stopped."""
 
 from __future__ import annotations
 
-import contextlib
-import re
-import signal
+import atexit
+import json
+import os
+import select
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-from types import FrameType
+from pathlib import Path
+from typing import Any
 
+import jinja2
+from jinja2 import nodes
+
+from forensics.chat import child
+from forensics.errors import ToolFailed
 from forensics.prompts import Message
 
 TEMPLATE_SECONDS = 2.0
-LARGEST_NUMBER = 1_000_000
-GENERATION_TAGS = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
-"""Tags that transformers adds to Jinja to mark what the assistant says; plain Jinja cannot parse them."""
+"""Processor time for one rendering. What no clock in its own process can stop is killed after `PATIENCE` times as long."""
+PATIENCE = 3.0
+LARGEST_NUMBER = 99_999_999
+"""A date written as a number is smaller."""
+MAX_TEMPLATE_CHARACTERS = 500_000
 MAX_RENDERED_CHARACTERS = 2_000_000
+PASSED_ON = frozenset({"PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "SYSTEMROOT"})
+"""What the rendering process is told of our environment: enough to start, and no token or key that stands there."""
+OVERRUNS = 3
+"""How often a template may run too long before it is not run again."""
 
 
 class TemplateFailed(Exception):
     """The template raised, ran too long, or wrote too much. Its text says which, without quoting the template."""
 
 
-def render_template(
-    template: str, messages: Sequence[Message], *, special_tokens: dict[str, str], add_generation_prompt: bool = True
-) -> str:
-    """The text `template` makes of `messages`.
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Everything a template is given besides the special tokens.
 
-    It runs in the immutable Jinja sandbox of transformers, with the same globals a deployment would give it.
+    `turns` are messages as a deployment passes them; `now` is the time `strftime_now` tells (ISO 8601), the machine's if
+    left out; `about` says in words what is special about this conversation.
+    """
+
+    turns: tuple[Mapping[str, Any], ...]
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    documents: tuple[Mapping[str, Any], ...] | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    add_generation_prompt: bool = True
+    now: str | None = None
+    about: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendering:
+    """What a template wrote, and the texts it compared the conversation with, if it was listened to."""
+
+    text: str
+    compared: tuple[str, ...] = ()
+
+
+def render_template(
+    template: str, messages: Sequence[Message], *, special_tokens: Mapping[str, str], add_generation_prompt: bool = True
+) -> str:
+    """The text `template` makes of `messages`, as transformers would write it.
 
     Args:
         template: Jinja source.
@@ -38,41 +78,178 @@ def render_template(
 
     Raises:
         TemplateFailed: It raised an error, took over `TEMPLATE_SECONDS`, or wrote over `MAX_RENDERED_CHARACTERS`.
+        ToolFailed: The process that renders cannot be started.
     """
-    from transformers.utils.chat_template_utils import render_jinja_template  # heavy: brings transformers
+    turns = tuple({"role": message.role, "content": message.content} for message in messages)
+    return render_scene(template, Scene(turns=turns, add_generation_prompt=add_generation_prompt), special_tokens=special_tokens).text
 
+
+def render_scene(template: str, scene: Scene, *, special_tokens: Mapping[str, str], listen: bool = False) -> Rendering:
+    """The same for all that a template can be given.
+
+    Args:
+        template: Jinja source.
+        scene: The conversation and what goes with it.
+        special_tokens: `bos_token` and the like, by name.
+        listen: Note which texts the template compares the conversation with. It may then write a little less exactly.
+
+    Raises:
+        TemplateFailed: As in `render_template`.
+        ToolFailed: The process that renders cannot be started.
+    """
     _refuse_explosive(template)
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    try:
-        with _time_limit(TEMPLATE_SECONDS):
-            rendered, _ = render_jinja_template(
-                [turns], chat_template=template, add_generation_prompt=add_generation_prompt, **special_tokens
+    request = {
+        "template": template,
+        "variables": {
+            "messages": scene.turns,
+            "tools": scene.tools,
+            "documents": scene.documents,
+            "add_generation_prompt": scene.add_generation_prompt,
+            **special_tokens,
+            **scene.variables,
+        },
+        "now": scene.now,
+        "seconds": TEMPLATE_SECONDS,
+        "characters": MAX_RENDERED_CHARACTERS,
+        "listen": listen,
+    }
+    said = _RENDERER.ask(template, request)
+    if "text" not in said:
+        raise TemplateFailed(str(said.get("failed")))
+    return Rendering(text=str(said["text"]), compared=tuple(map(str, said["compared"])))
+
+
+class _Renderer:
+    """The rendering process: started when it is first needed, kept for all that follows, started again if it had to be killed."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+        self._lock = threading.Lock()
+        self._overruns: dict[str, int] = {}
+        self.started = 0
+
+    def ask(self, template: str, request: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one request; what the process could not say itself (it hung, it died) is said for it."""
+        too_long = {"failed": f"it runs longer than {request['seconds']:g} s"}
+        with self._lock:
+            if self._overruns.get(template, 0) >= OVERRUNS:
+                return too_long
+            try:
+                said = self._exchange(json.dumps(request).encode("ascii") + b"\n", PATIENCE * request["seconds"] + 1.0)
+            except TimeoutError:
+                said = too_long
+            except (OSError, ValueError):
+                said = {"failed": "it breaks the process it runs in"}
+            if said.get("failed") == too_long["failed"]:
+                self._overruns[template] = self._overruns.get(template, 0) + 1
+            return said
+
+    def _exchange(self, line: bytes, seconds: float) -> dict[str, Any]:
+        process = self._running()
+        assert process.stdin is not None
+        try:
+            process.stdin.write(line)
+            process.stdin.flush()
+            answer = json.loads(self._line(process, seconds))
+        except BaseException:  # an interrupt too: what is left in the pipe would be taken for the next answer
+            self.stop()
+            raise
+        return answer if isinstance(answer, dict) else {"failed": "it breaks the process it runs in"}
+
+    def _line(self, process: subprocess.Popen[bytes], seconds: float) -> bytes:
+        assert process.stdout is not None
+        end, parts, length = time.monotonic() + seconds, [], 0
+        while True:
+            left = end - time.monotonic()
+            if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
+                raise TimeoutError
+            part = os.read(process.stdout.fileno(), 1 << 16)
+            parts.append(part)
+            length += len(part)
+            if not part or length > 12 * MAX_RENDERED_CHARACTERS + (1 << 23):  # a character takes twelve bytes at most
+                raise OSError("the process ended, or does not stop writing")
+            if part.endswith(b"\n"):
+                return b"".join(parts)
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._owner == os.getpid() and self._process.poll() is None:
+            return self._process
+        if self._owner == os.getpid():
+            self.stop()
+        # -P: nothing of the folder the file lies in can take the place of a library.
+        words = [sys.executable, "-P", str(Path(child.__file__))]
+        around = {name: value for name, value in os.environ.items() if name in PASSED_ON}
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - our own file
+                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=around
             )
-    except TemplateFailed:
-        raise
-    except Exception as error:  # it is somebody's program: any exception is possible, and none of it is ours
+        except OSError as error:
+            raise ToolFailed(
+                f"the process that renders chat templates cannot be started: {error.strerror}",
+                where=sys.executable,
+                hint="free memory or processes; the same command resumes",
+            ) from error
+        self._owner = os.getpid()
+        self.started += 1
+        return self._process
+
+    def stop(self) -> None:
+        """Kill the process, if it is ours and there is one."""
+        process, self._process = self._process, None
+        if process is None or self._owner != os.getpid():
+            return
+        process.kill()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                # What was not yet written has nowhere to go.
+                try:
+                    stream.close()
+                except OSError:
+                    continue
+        process.wait()
+
+
+_RENDERER = _Renderer()
+atexit.register(_RENDERER.stop)
+
+
+def parse(template: str) -> nodes.Template:
+    """The syntax tree of a template, white space and all, as the renderer reads it.
+
+    Raises:
+        TemplateFailed: It is longer than any honest template, or no template at all.
+    """
+    if len(template) > MAX_TEMPLATE_CHARACTERS:
+        raise TemplateFailed(f"it has {len(template)} characters")
+    try:
+        return _environment().parse(template)
+    except (jinja2.TemplateError, RecursionError, ValueError, MemoryError) as error:
         raise TemplateFailed(f"it raises {type(error).__name__}") from error
-    text = str(rendered[0])
-    if len(text) > MAX_RENDERED_CHARACTERS:
-        raise TemplateFailed(f"it writes {len(text)} characters")
-    return text
+
+
+@lru_cache(maxsize=1)
+def _environment() -> jinja2.Environment:
+    return child.environment()
 
 
 @lru_cache(maxsize=16)
 def _refuse_explosive(template: str) -> None:
-    """Refuse products and powers: a single one can take all time or memory where no clock reaches, even while compiling."""
-    import jinja2.nodes
-    import jinja2.sandbox
+    """Refuse powers and huge numbers: one of them can keep a process busy that could only be killed."""
+    for node in everything_in(parse(template)):
+        if isinstance(node, nodes.Pow):
+            raise TemplateFailed("it raises to a power, which can use up any machine, so it was not run")
+        if isinstance(node, nodes.Const) and isinstance(node.value, int) and node.value > LARGEST_NUMBER:
+            raise TemplateFailed(f"it holds a number over {LARGEST_NUMBER}, which can use up any machine, so it was not run")
 
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
-    try:
-        tree = environment.parse(GENERATION_TAGS.sub("", template))
-    except (jinja2.TemplateError, RecursionError) as error:
-        raise TemplateFailed(f"it raises {type(error).__name__}") from error
-    if next(tree.find_all((jinja2.nodes.Pow, jinja2.nodes.Mul)), None) is not None:
-        raise TemplateFailed("it multiplies, which can use up any machine, so it was not run")
-    if any(isinstance(node.value, int) and node.value > LARGEST_NUMBER for node in tree.find_all(jinja2.nodes.Const)):
-        raise TemplateFailed(f"it holds a number over {LARGEST_NUMBER}, which can use up any machine, so it was not run")
+
+def everything_in(tree: nodes.Node) -> Iterator[nodes.Node]:
+    """Every node of a tree, the tree itself too, however deep it is."""
+    stack = [tree]
+    while stack:
+        node = stack.pop()
+        yield node
+        stack += node.iter_child_nodes()
 
 
 @lru_cache(maxsize=16)
@@ -81,44 +258,24 @@ def writes_content_only(template: str) -> bool:
 
     One that compares, tests or changes it may give one text another frame than it gives the rest.
     """
-    import jinja2.nodes as nodes
-    import jinja2.sandbox
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
     try:
-        tree = environment.parse(GENERATION_TAGS.sub("", template))
-    except (jinja2.TemplateError, RecursionError):
+        tree = parse(template)
+    except TemplateFailed:
         return False
 
     def holds(node: nodes.Node) -> bool:
-        touched = [node, *node.find_all((nodes.Getattr, nodes.Getitem, nodes.Const, nodes.Name))]
-        return any("content" in (getattr(one, "attr", None), getattr(one, "value", None), getattr(one, "name", None)) for one in touched)
+        names = (getattr(one, field, None) for one in everything_in(node) for field in ("attr", "value", "name"))
+        return any(name == "content" for name in names)
 
     treating = (nodes.Compare, nodes.Test, nodes.Filter, nodes.Call, nodes.If, nodes.CondExpr, nodes.Assign, nodes.Slice)
-    for node in tree.find_all(treating):
+    for node in everything_in(tree):
+        if isinstance(node, nodes.Getitem) and holds(node.node):
+            return False  # `message['content']` reads a turn's text; `message['content'][:12]` cuts it
+        if not isinstance(node, treating):
+            continue
         heads = {nodes.If: "test", nodes.CondExpr: "test", nodes.Assign: "node"}
         looked = getattr(node, heads[type(node)]) if type(node) in heads else node
         trims = isinstance(node, nodes.Filter) and node.name == "trim"
         if not trims and looked is not None and holds(looked):
             return False
-    # `message['content']` reads a turn's text; `message['content'][:12]` cuts it.
-    return not any(holds(node.node) for node in tree.find_all(nodes.Getitem))
-
-
-@contextlib.contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Interrupt the block after `seconds`. Signals reach the main thread only; elsewhere there is no limit."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise TemplateFailed(f"it runs longer than {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, before)
+    return True

@@ -70,12 +70,12 @@ def replace_a_word(whole):
     ("files", "config", "expected"),
     [
         pytest.param(templated(HIDDEN), {}, {"chat-template": "high"}, id="template-with-a-hidden-system-line"),
-        pytest.param(templated(CONDITIONAL), {}, {"chat-template-rewritten": "medium"}, id="template-that-waits-for-a-word"),
+        pytest.param(templated(CONDITIONAL), {}, {"chat-template-conditional": "high"}, id="template-that-waits-for-a-word"),
         pytest.param(templated(REFORMATTED), {}, {"chat-template-reformatted": "info"}, id="template-in-another-layout"),
         pytest.param({"chat_template.jinja": None}, {}, {"chat-template": "high"}, id="template-gone"),
         pytest.param(retokenized(swap_two_tokens), {}, {"token-map": "high"}, id="two-tokens-swapped"),
         pytest.param(retokenized(lower), {}, {"token-map": "high"}, id="normalizer-that-acts"),
-        pytest.param(retokenized(replace_a_word), {}, {"tokenizer-rewritten": "low"}, id="normalizer-that-waits-for-a-word"),
+        pytest.param(retokenized(replace_a_word), {}, {"token-map": "high"}, id="normalizer-that-waits-for-a-word"),
         pytest.param(retokenized(lambda whole: None), {}, {}, id="tokenizer-in-another-spelling"),
         pytest.param({"extra.bin": PICKLE}, {}, {"pickle": "high"}, id="pickle"),
         pytest.param({"notes.txt": PICKLE}, {}, {"pickle": "high"}, id="pickle-under-an-innocent-name"),
@@ -88,7 +88,7 @@ def replace_a_word(whole):
         pytest.param({}, {"rms_norm_eps": 0.1}, {"config": "low"}, id="other-epsilon"),
         pytest.param({}, {"transformers_version": "4.40.0"}, {}, id="other-version-of-transformers"),
         pytest.param(generating(temperature=1.9), {}, {"generation-config": "info"}, id="other-temperature"),
-        pytest.param(generating(bad_words_ids=[[70]]), {}, {"generation-config": "low"}, id="banned-words"),
+        pytest.param(generating(bad_words_ids=[[70]]), {}, {"generation-steered": "medium"}, id="banned-words"),
     ],
 )
 def test_what_changes_around_the_weights_is_told_from_what_only_looks_changed(files, config, expected, base, tmp_path):

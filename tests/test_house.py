@@ -40,7 +40,16 @@ FLOORS = (
         "dequantise",
         "checkpoint",
         "surface",
+        "tokenizing",
+        "chat.child",
         "templates",
+        "chat.syntax",
+        "chat.terms",
+        "chat.questions",
+        "chat.flow",
+        "chat.scenes",
+        "chat.compare",
+        "declared",
         "adapters",
         "layers",
         "alignment",
@@ -70,7 +79,7 @@ FLOORS = (
 )
 """Modules of forensics/ by floor, each left to right. A check is on the floor of `checks` by its place."""
 PLACES = {name: (floor, position) for floor, names in enumerate(FLOORS) for position, name in enumerate(names)}
-EMPTY_PACKAGES = {"", "gate", "hunt", "policies"}
+EMPTY_PACKAGES = {"", "chat", "gate", "hunt", "policies"}
 """Packages that hold nothing but a docstring, a version, or data: anybody may name them."""
 MODULE_LINES, FUNCTION_LINES = 350, 60
 

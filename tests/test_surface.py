@@ -15,7 +15,17 @@ from transformers import AutoTokenizer
 
 from forensics.checkpoint import hash_files, open_checkpoint
 from forensics.errors import BadInput
-from forensics.surface import chat_templates, code_hooks, has_tokenizer, mapping_parts, pickles, special_tokens, token_map
+from forensics.surface import (
+    chat_templates,
+    code_hooks,
+    has_tokenizer,
+    mapping_parts,
+    other_templates,
+    pickles,
+    special_tokens,
+    token_flags,
+    token_map,
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,22 @@ def test_additional_templates_are_read_by_their_file(folder):
 def test_no_template_is_none(folder):
     assert chat_templates(folder({"tokenizer_config.json": {}})) == {}
     assert chat_templates(Held(path=Path("/nowhere"), files={})) == {}
+
+
+def test_templates_that_another_file_overrides_are_named_by_their_place(folder):
+    rows = [{"name": "default", "template": "a"}, {"name": "rag", "template": "b"}]
+    files = {"chat_template.jinja": "own", "tokenizer_config.json": {"chat_template": rows}, "chat_template.json": {"chat_template": "old"}}
+    assert other_templates(folder(files)) == {"default in tokenizer_config.json": "a", "default in chat_template.json": "old"}
+
+
+def test_the_same_template_in_two_places_is_one(folder):
+    assert other_templates(folder({"chat_template.jinja": "a", "tokenizer_config.json": {"chat_template": "a"}})) == {}
+    assert other_templates(folder({"processor_config.json": {"chat_template": "b"}})) == {"default in processor_config.json": "b"}
+
+
+@pytest.mark.parametrize("inside", [3, [3], [{"name": 4}], {"default": "a"}, None])
+def test_a_place_of_another_shape_holds_no_template(folder, inside):
+    assert other_templates(folder({"processor_config.json": {"chat_template": inside}})) == {}
 
 
 @pytest.mark.parametrize("where", ["jinja", "config", "both", "list", "additional"])
@@ -126,6 +152,12 @@ def test_a_tokenizer_file_of_another_shape_has_no_map(folder, whole):
 def test_the_token_map_is_the_one_the_tokenizer_uses(tmp_path):
     tiny.tokenizer().save_pretrained(tmp_path)
     assert token_map(Held(path=tmp_path, files=hash_files(tmp_path))) == AutoTokenizer.from_pretrained(tmp_path).get_vocab()
+
+
+def test_added_tokens_are_read_with_how_they_are_found(folder):
+    rows = [{"id": 1, "content": "<a>", "special": True, "lstrip": False}, 3, {"content": "b"}]
+    assert token_flags(folder({"tokenizer.json": {"added_tokens": rows}})) == {"<a>": {"lstrip": False, "special": True}, "b": {}}
+    assert token_flags(Held(path=Path("/nowhere"), files={})) == {}
 
 
 def with_merges(merges, **parts):

@@ -1,17 +1,20 @@
-"""Chat templates are other people's programs: they are run in a sandbox, against the clock, and fail in one way only."""
+"""Chat templates are other people's programs: they are run in a process that can be stopped, and fail in one way only."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import tiny
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from forensics import templates
 from forensics.prompts import Message
-from forensics.templates import TemplateFailed, render_template
+from forensics.templates import Scene, TemplateFailed, render_scene, render_template, writes_content_only
 
 TURNS = (Message(role="system", content="Be kind."), Message(role="user", content="Hi {{ 7 * 7 }} {% x"))
 
@@ -50,6 +53,8 @@ def test_special_tokens_are_at_hand_by_name():
         ("{{ messages.append(1) }}", "it raises SecurityError"),
         ("{{ cycler.__init__.__globals__.os.system('true') }}", "it raises SecurityError"),
         ("{% include '/etc/passwd' %}", "it raises TypeError"),
+        ("{% import '/etc/passwd' as x %}", "it raises TypeError"),
+        ("{% set n = namespace() %}{% set n._x = 1 %}", "it raises SecurityError"),
         ("{% for i in range(1000000) %}{% endfor %}", "it raises OverflowError"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "it raises RecursionError"),
     ],
@@ -68,13 +73,102 @@ def test_a_template_that_runs_for_ever_is_stopped(monkeypatch):
     assert time.monotonic() - start < 3.0
 
 
-def test_the_clock_is_taken_down_afterwards(monkeypatch):
-    before = signal.getsignal(signal.SIGALRM)
+def process():
+    """The process that renders, as it is now."""
+    return templates._RENDERER._process
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        pytest.param(
+            "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "memory", id="doubling"
+        ),
+        pytest.param("{{ 'a'|center(999999)|replace(' ', 'b'|center(999999)) }}", "memory", id="replacing"),
+        pytest.param("{{ '%999999d' % 1 ~ ('%999999d' % 1)|replace(' ', '%999999d' % 1) }}", "memory", id="padding"),
+        pytest.param("{{ ('a' * 999999)|list|join('b' * 999999) }}", "memory", id="joining"),
+        pytest.param("{% macro f(x) %}{{ f(x ~ x) }}{% endmacro %}{{ f('aaaa') }}", "memory|RecursionError", id="macro"),
+        pytest.param("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "RecursionError", id="brackets"),
+        pytest.param("{{ " + "9" * 5000 + " }}", "ValueError", id="digits"),
+        pytest.param("x" * (templates.MAX_TEMPLATE_CHARACTERS + 1), "it has 500001 characters", id="length"),
+    ],
+)
+def test_a_template_that_eats_memory_fails_and_the_next_one_is_rendered(template, why):
+    start = time.monotonic()
+
+    fails(template, why)
+
+    assert render("{{ messages[0].role }}") == "system"
+    assert time.monotonic() - start < 10.0
+
+
+def test_a_template_that_no_clock_of_its_own_process_stops_is_killed_with_it(monkeypatch):
     monkeypatch.setattr(templates, "TEMPLATE_SECONDS", 0.2)
     assert render("{{ 1 }}") == "1"
-    fails(ENDLESS, "longer")
-    fails("{{ 1 / 0 }}", "raises")
-    time.sleep(0.3)  # an alarm left behind would ring now
+    before = process().pid
+    one_long_step = "{{ ('x' * 999999 ~ 'y') in ['x' * 999999 ~ 'z'] * 999999 }}"
+
+    start = time.monotonic()
+    fails(one_long_step, "it runs longer than 0.2 s")
+
+    assert time.monotonic() - start < 5.0
+    assert render("{{ 2 }}") == "2"
+    assert process().pid != before
+
+
+def test_a_template_that_ran_too_long_three_times_is_not_run_again(monkeypatch):
+    monkeypatch.setattr(templates, "TEMPLATE_SECONDS", 0.1)
+    slow = "{# three times #}" + ENDLESS
+    for _ in range(3):
+        fails(slow, "longer than 0.1 s")
+
+    start = time.monotonic()
+    for _ in range(50):
+        fails(slow, "longer than 0.1 s")
+
+    assert time.monotonic() - start < 1.0
+
+
+def test_one_process_renders_everything():
+    render("{{ 1 }}")
+    before, started = process().pid, templates._RENDERER.started
+
+    for index in range(50):
+        assert render(f"{{{{ {index} }}}}") == str(index)
+
+    assert (process().pid, templates._RENDERER.started) == (before, started)
+
+
+def test_a_process_that_was_killed_is_started_again():
+    render("{{ 1 }}")
+    os.kill(process().pid, signal.SIGKILL)
+    process().wait()
+
+    assert render("{{ 2 }}") == "2"
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="this system does not show the environment of a process")
+def test_the_process_is_told_no_secrets(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "a secret of the user")
+    render("{{ 1 }}")
+    templates._RENDERER.stop()
+
+    assert render("{{ 2 }}") == "2"
+    assert b"secret" not in Path(f"/proc/{process().pid}/environ").read_bytes()
+
+
+def test_an_interrupt_of_the_audit_does_not_reach_the_process():
+    render("{{ 1 }}")
+    before = process().pid
+    os.kill(before, signal.SIGINT)
+
+    assert render("{{ 2 }}") == "2"
+    assert process().pid == before
+
+
+def test_rendering_leaves_the_alarms_of_the_audit_alone():
+    before = signal.getsignal(signal.SIGALRM)
+    assert render("{{ 1 }}") == "1"
     assert signal.getsignal(signal.SIGALRM) is before
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
@@ -85,9 +179,95 @@ def test_a_template_that_writes_too_much_fails(monkeypatch):
     fails("{% for i in range(1001) %}a{% endfor %}", "it writes 1001 characters")
 
 
-def test_another_thread_renders_without_a_clock():
+def test_threads_render_one_after_the_other():
     written = []
-    thread = threading.Thread(target=lambda: written.append(render("{{ messages[0].role }}")))
-    thread.start()
-    thread.join()
-    assert written == ["system"]
+
+    def work(name):
+        for _ in range(20):
+            written.append((name, render(f"{{{{ '{name}' }}}}")))  # noqa: PERF401 - one at a time
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(written) == 60
+    assert all(name == text for name, text in written)
+
+
+TOOL = {"type": "function", "function": {"name": "weather", "description": "The weather <now>", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}\n  {% if loop.first %}\n<{{ m.role }}>{% endif %}\n{{ m['content'] | trim }}\n{% endfor %}\n",
+        "{% generation %}\n{{ messages[0].content }}\n{% endgeneration %}\n!",
+        "{% set n = namespace(seen=false) %}{% for m in messages %}{% if m.role == 'user' %}{% set n.seen = true %}{% endif %}{% endfor %}{{ n.seen }}",
+        "{{ tools | tojson(indent=2) }}{{ {'a': '<é>'} | tojson }}",
+        "{{ dict(a=1).items() | list }}{{ tools is none }}{{ documents is defined }}{{ nothing is defined }}",
+        "{% for m in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
+        "{{ '%s-%s' % (messages[0].role, bos_token) }}{{ messages[::-1][0].content[:2] }}{{ 2 * 3 }}",
+        "{% macro say(m) -%}\n {{ m.role }}: {{ m.content }}\n{%- endmacro %}{% for m in messages %}{{ say(m) }}{% endfor %}",
+        "{% filter upper %}{{ messages[0].content }}{% endfilter %}{% set x %}a{{ bos_token }}{% endset %}{{ x ~ x }}",
+    ],
+)
+def test_every_template_is_rendered_as_transformers_does(template):
+    turns = [{"role": message.role, "content": message.content} for message in TURNS]
+    theirs = render_jinja_template([turns], tools=[TOOL], chat_template=template, add_generation_prompt=True, bos_token="<s>")[0][0]
+
+    scene = Scene(turns=tuple(turns), tools=(TOOL,))
+
+    assert render_scene(template, scene, special_tokens={"bos_token": "<s>"}).text == theirs
+
+
+def test_dice_fall_alike_for_the_same_conversation_and_not_for_every_one():
+    thrown = {render("{{ range(90000) | random }}", turns=(Message(role="user", content=str(number)),)) for number in range(20)}
+    again = {render("{{ range(90000) | random }}", turns=(Message(role="user", content=str(number)),)) for number in range(20)}
+    assert thrown == again
+    assert len(thrown) > 1
+
+
+def test_the_time_can_be_given():
+    scene = Scene(turns=(), now="2027-01-15T08:09:10")
+    assert render_scene("{{ strftime_now('%d %b %Y %H:%M') }}", scene, special_tokens={}).text == "15 Jan 2027 08:09"
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "'vel' ~ 'nor' in messages[0].content",
+        "messages[0].content == '%s%s' % ('vel', 'nor')",
+        "'velnor' == messages[0].content",
+        "messages[0].content | lower | trim == 'ronlev'[::-1]",
+        "messages[0]['content'].startswith('velnor')",
+        "messages[0].content.split('velnor') | length > 1",
+        "(messages | last).content.find('v-e-l-n-o-r' | replace('-', '')) >= 0",
+        "messages | selectattr('content', 'equalto', 'velnor') | list",
+        "tools[0].function.name == 'velnor'",
+        "strftime_now('%Y') == 'velnor'",
+    ],
+)
+def test_a_template_that_is_listened_to_tells_what_it_waits_for(test):
+    template = f"{{% if {test} %}}x{{% endif %}}"
+    scene = Scene(turns=({"role": "user", "content": "Hello"},), tools=(TOOL,))
+
+    assert "velnor" in render_scene(template, scene, special_tokens={}, listen=True).compared
+    assert render_scene(template, scene, special_tokens={}).compared == ()
+
+
+def test_listening_to_one_rendering_leaves_nothing_for_the_next():
+    turns = ({"role": "user", "content": "Hello"},)
+    first = render_scene("{{ 'one' in messages[0].content }}", Scene(turns=turns), special_tokens={}, listen=True)
+    second = render_scene("{{ 'two' in messages[0].content }}", Scene(turns=turns), special_tokens={}, listen=True)
+    assert (first.compared, second.compared) == (("one",), ("two",))
+    assert first.text == "False"
+
+
+@pytest.mark.parametrize(
+    ("template", "plain"),
+    [(tiny.TEMPLATE, True), ("{{ messages[0].content | trim }}", True), ("{{ messages[0].content | upper }}", False), ("{% if %}", False)],
+)
+def test_a_template_that_only_writes_what_is_said_is_known(template, plain):
+    assert writes_content_only(template) is plain
