@@ -16,7 +16,9 @@ from cli import app
 from forensics.checks import weights_edit_kind as check
 from forensics.record import Status
 from forensics.roles import place
+from forensics.runfolder import load_run
 from forensics.verdict import Action
+from reports.html import render
 
 NAMES = {
     "identical": "a copy", "resharded": "three files", "dtype-cast": "bfloat16 to float16 to bfloat16", "quantisation": "NF4 in 64",
@@ -147,6 +149,18 @@ def test_an_abliteration_asks_for_a_person(tmp_path):
 
     assert record.verdict.action is Action.HUMAN_REVIEW
     assert any(rule.id == "finding/weights.edit-kind/abliteration" for rule in record.verdict.rules)
+
+
+def test_the_page_shows_what_stands_above_rounding(base, tmp_path):
+    moved = tiny.nudge(base, tmp_path / "moved")
+    for name, candidate in (("changed", moved), ("same", base)):
+        audit(base, candidate, tmp_path / name, only=("weights.edit-kind",), max_cost="weights")
+
+    pages = {name: render(load_run(str(tmp_path / name))) for name in ("changed", "same")}
+
+    assert "what of it stands above rounding" in pages["changed"]
+    assert "Directions above rounding. model.layers." in pages["changed"]
+    assert "stands above rounding" not in pages["same"]
 
 
 @pytest.mark.parametrize(
