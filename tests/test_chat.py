@@ -115,7 +115,7 @@ def asked(template):
         ("{% if strftime_now('%Y') == '2031' %}a{% endif %}", ("strftime_now('%Y') == '2031'", {"2031"}, set())),
         ("{% if tools[0].function.name == 'x1' %}a{% endif %}", ("tools[].function.name == 'x1'", {"x1"}, set())),
         ("{% if messages[0].role == 'critic' %}a{% endif %}", ("messages[].role == 'critic'", {"critic"}, set())),
-        ("{{ {'x1': 'y'}[messages[0].content] }}", ("{'x1': 'y'}[messages[].content]", {"x1"}, set())),
+        ("{{ {'x1': 'y'}[messages[0].content] }}", ("{'x1': 'y'}[messages[].content]", {"x1", "y"}, set())),
         ("{{ messages[0].content | replace('x1', 'y1') }}", ("messages[].content|replace('x1', 'y1')", {"x1", "y1"}, set())),
         ("{{ ['a', 'b'] | random }}", ("['a', 'b']|random", {"a", "b"}, set())),
         ("{% if region %}a{% endif %}", ("variable region", set(), set())),

@@ -277,7 +277,8 @@ class _Reader:
                 self._ask(Term(spelling=spelling, kinds=index.kinds | {"count"}, texts=index.texts, numbers=index.numbers))
             return inner if cut else entry(inner)
         keys = frozenset(key for key in inner.value if isinstance(key, str)) if isinstance(inner.value, list) else frozenset()
-        self._ask(replace(union([inner, index], spelling), texts=index.texts | keys))
+        held = frozenset() if index.kinds == {"role"} else inner.texts
+        self._ask(replace(union([inner, index], spelling), texts=index.texts | keys | held))
         return union([inner], spelling)
 
     def _comparison(self, node: nodes.Compare) -> Term:
@@ -288,7 +289,9 @@ class _Reader:
         plain = [constant(part) for part in (node.expr, *(operand.expr for operand in node.ops)) if isinstance(part, nodes.Const)]
         sizes = any(term.spelling.startswith("length(") for term in terms)
         if not (len(terms) == 2 and plain and (plain[0] in ("", None) or (sizes and plain[0] == 0))):  # is there anything at all?
-            self._ask(whole, [one for part in (node.expr, *(operand.expr for operand in node.ops)) for one in constants(part)])
+            listed = [constants(part) for part in (node.expr, *(operand.expr for operand in node.ops))]
+            spelt = ["".join(row) for row in listed if len(row) > 1 and all(len(one) == 1 for one in row)]
+            self._ask(whole, [*(one for row in listed for one in row), *spelt])
         return truth(terms, spelled)
 
     def _test(self, node: nodes.Test) -> Term:

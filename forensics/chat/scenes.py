@@ -265,6 +265,7 @@ def _together(few: Sequence[str], texts: Sequence[str], sizes: Sequence[int], ti
     """Several conditions at once: two texts, all texts, each with every length of conversation and every date."""
     for one, other in itertools.permutations(few[:10], 2):
         yield scene((user(f"{one} and {other}"),), f"where the user writes {quoted(one)} and {quoted(other)}")
+        yield scene((user(f"{one}{other}"),), f"where the user writes {quoted(one + other)}")
         yield scene((system(one), user(other)), f"where the system prompt is {quoted(one)} and the user writes {quoted(other)}")
         yield scene(talk(3, first=one, last=other), f"where the user first writes {quoted(one)} and then {quoted(other)}")
     said = [("all of these texts", " ".join(texts)[:LONGEST_TURN])] if len(texts) > 1 else []
