@@ -102,14 +102,14 @@ def _claim(case: Case, kind: Kind) -> str:
 
 def _evidence(edits: list[TensorEdit], kind: Kind) -> tuple[Evidence, ...]:
     changed = [one for one in edits if one.changed]
-    whole = sum(one.profile.change.base_square for one in changed)
+    whole = sum(one.profile.change.base_square for one in edits)
     moved = sum(one.profile.change.change_square for one in changed)
     relative = (moved / whole) ** 0.5 if whole > 0.0 else float(moved > 0.0)
-    elements = sum(one.profile.change.elements for one in changed)
+    elements = sum(one.profile.change.elements for one in edits)
     rows = [
         Evidence(name="edit.rank", value=kind.rank, unit="directions", where="changed matrices, most common",
                  expected="those beyond rounding; 0 where nothing changed or none can be told", n=len(changed)),
-        Evidence(name="edit.relative_change", value=relative, unit="||dW||_F / ||W||_F", where="changed tensors",
+        Evidence(name="edit.relative_change", value=relative, unit="||dW||_F / ||W||_F", where="all tensors",
                  expected="0 if nothing was changed", n=elements),
         Evidence(name="edit.below-resolution", value=float(kind.unresolved), unit="1 if so", where="changed tensors",
                  expected="0: the change can be told from rounding", n=len(changed)),
