@@ -105,7 +105,7 @@ def _form(case: Case, pair: Pair, profile: Profile, where: Place) -> Form | None
     turned = transposed(case, where.role) or where.role == "embedding"
     first, reads = (found.right[:, 0], left) if turned else (left, found.right[:, 0])
     forms = []
-    for direction, before in _candidates(case.base, pair.base.name, first, turned=turned):
+    for direction, before in _candidates(case.base, pair, first, turned=turned):
         size = float(before.norm())
         if size > 0.0:
             # D^T u = sigma v for the leading pair, so what is left of u's input needs no second reading.
@@ -114,25 +114,25 @@ def _form(case: Case, pair: Pair, profile: Profile, where: Place) -> Form | None
     return max(forms, key=lambda form: form.input_cosine, default=None)
 
 
-def _candidates(side: Checkpoint, name: str, direction: torch.Tensor, *, turned: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _candidates(base: Checkpoint, pair: Pair, direction: torch.Tensor, *, turned: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Directions that may have been taken out, each with what it reads through the base's matrix.
 
     The change's own direction; and, for tools that give every row its norm back, the one that the rows seen at equal length had.
     """
-    norms = _output_norms(side, name, turned=turned).clamp(min=1e-12)
+    norms = _output_norms(base, pair, turned=turned).clamp(min=1e-12)
     levelled = direction / norms
     levelled = levelled / levelled.norm()
     return [
-        (direction, _pulled(side, name, direction, turned=turned)),
-        (levelled, _pulled(side, name, levelled / norms, turned=turned)),
+        (direction, _pulled(base, pair, direction, turned=turned)),
+        (levelled, _pulled(base, pair, levelled / norms, turned=turned)),
     ]
 
 
-def _output_norms(side: Checkpoint, name: str, *, turned: bool) -> torch.Tensor:
+def _output_norms(base: Checkpoint, pair: Pair, *, turned: bool) -> torch.Tensor:
     """Norm of what each output of a matrix reads."""
     import torch
 
-    parts = [torch.nan_to_num(block.reshape(block.shape[0], -1).float()) for block in side.blocks(name)]
+    parts = [torch.nan_to_num(block.reshape(block.shape[0], -1).float()) for block in base.blocks(pair.base.name, rows=pair.rows)]
     squares = (
         torch.stack([rows.square().sum(dim=0) for rows in parts]).sum(dim=0)
         if turned
@@ -141,12 +141,12 @@ def _output_norms(side: Checkpoint, name: str, *, turned: bool) -> torch.Tensor:
     return squares.sqrt()
 
 
-def _pulled(side: Checkpoint, name: str, direction: torch.Tensor, *, turned: bool) -> torch.Tensor:
+def _pulled(base: Checkpoint, pair: Pair, direction: torch.Tensor, *, turned: bool) -> torch.Tensor:
     """W^T u for a matrix stored `[out, in]`, W u for one stored the other way round."""
     import torch
 
     parts, row = [], 0
-    for block in side.blocks(name):
+    for block in base.blocks(pair.base.name, rows=pair.rows):
         rows = torch.nan_to_num(block.reshape(block.shape[0], -1).float())
         parts.append(rows @ direction if turned else rows.T @ direction[row : row + len(rows)])
         row += len(rows)

@@ -91,18 +91,18 @@ def _rotation(case: Case) -> torch.Tensor | None:
     pair = next((pair for pair in case.pairs if place(pair.name).role == "embedding"), None)
     if pair is None or pair.base.shape[1] > WIDEST:
         return None
-    ours, theirs = (_rows(side, name) for side, name in ((case.base, pair.base.name), (case.candidate, pair.candidate.name)))
+    ours, theirs = (_rows(side, name, pair.rows) for side, name in ((case.base, pair.base.name), (case.candidate, pair.candidate.name)))
     u, _, vh = torch.linalg.svd(ours.T @ theirs)
     turn = u @ vh
     apart = float((ours - theirs).norm() / ours.norm())
     return turn if apart > SAME and _near(ours @ turn, theirs) else None
 
 
-def _rows(side: Checkpoint, name: str) -> torch.Tensor:
+def _rows(side: Checkpoint, name: str, common: int | None) -> torch.Tensor:
     import torch
 
     rows: list[torch.Tensor] = []
-    for block in side.blocks(name):
+    for block in side.blocks(name, rows=common):
         rows.append(block.float())
         if sum(map(len, rows)) >= EMBEDDINGS:
             break

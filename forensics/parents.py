@@ -25,7 +25,7 @@ def merge_kind(case: Case) -> Kind | None:
     unmixing = Unmixing(parents=len(case.parents))
     for pair, blocks in case.tensors():
         unmixing.begin()
-        sides = [parent.blocks(pair.base.name) for parent in case.parents]
+        sides = [parent.blocks(pair.base.name, rows=pair.rows) for parent in case.parents]
         for ours, theirs in blocks:
             unmixing.update(ours, theirs, [next(side) for side in sides])
     return unmixing.kind()

@@ -92,7 +92,7 @@ def noise_edge(rows: int, columns: int) -> float:
     """Largest singular value that white noise of unit variance shows in a matrix of this shape.
 
     >>> round(noise_edge(256, 1024) / (16 + 32), 2)
-    1.05
+    1.04
     """
     sum_of_roots = math.sqrt(rows) + math.sqrt(columns)
     spread = sum_of_roots * (1.0 / math.sqrt(rows) + 1.0 / math.sqrt(columns)) ** (1.0 / 3.0)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from shutil import copytree
 
 import pytest
@@ -354,7 +355,10 @@ def test_the_folder_has_a_name_of_its_own_where_none_is_given(models, tmp_path, 
 def test_an_interrupted_run_says_so_and_resumes(organism_prompts, tmp_path):
     run = tmp_path / "run"
     words = ["audit", ORGANISMS / "base", ORGANISMS / "degraded", "--prompts", organism_prompts, "--batch-size", 2, "--out", run]
-    process = subprocess.Popen(command(*words), env=environment(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A suite that was started in the background ignores interrupts, and so would what it starts.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command(*words), env=environment(), cwd=tmp_path, preexec_fn=heed, **pipes)
     end = time.monotonic() + 120
     while not (run / "items.jsonl").exists() or not (run / "items.jsonl").read_bytes():
         assert process.poll() is None

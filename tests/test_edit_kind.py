@@ -124,6 +124,15 @@ def test_a_merged_adapter_and_a_live_one_are_the_same_kind(base, tmp_path):
     assert values(live)["edit.rank"] == values(stored)["edit.rank"] == 3
 
 
+@pytest.mark.parametrize("grown", [8, -8])
+def test_a_vocabulary_that_grew_or_shrank_in_another_training_is_compared(grown, base, tmp_path):
+    other = tiny.save(tiny.network(vocabulary=tiny.VOCABULARY + grown, width=64, seed=5), tmp_path / "other")
+
+    result = named(base, other, tmp_path / "run")
+
+    assert result.findings[0].label == "not-derived"
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_a_weight_that_is_no_number_does_not_break_it(number, base, tmp_path):
     def spoil(tensors):
