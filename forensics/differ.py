@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from probes.spectra import Spectrum
     from probes.tensor_edits import Form, TensorEdit
 
+FEW = 4
+"""Directions of a change up to which it is asked whether one of them was taken out of what the matrix writes."""
+LOUD = 1.5
+"""Of more directions it is asked where the first is so many times as strong as the second."""
+
 
 def measured(case: Case) -> dict[str, Profile]:
     """The profile of every aligned tensor, by name; measured once a run and configuration.
@@ -49,15 +54,18 @@ def _measure(case: Case) -> Iterator[tuple[str, Profile]]:
     import torch  # heavy
 
     from probes.differ import Meter
+    from probes.spectra import DEFAULT_CAP
 
     deltas = case.deltas()
     for done, (pair, blocks) in enumerate(case.tensors()):
         case.workbench.progress("weights", done, len(case.pairs))
         delta = deltas[pair.candidate.name]() if pair.candidate.name in deltas else None
         shape = pair.base.shape
-        meter = Meter(
-            columns=pair.base.elements // max(1, shape[0]) if len(shape) > 1 else pair.base.elements, rank_cap=0 if deltas else 64
-        )
+        rows = shape[0] if len(shape) > 1 else 1
+        role = place(pair.name).role
+        # Of a matrix that writes to the residual stream all that it writes to is kept, to see what was taken out of it.
+        writes = role in WRITES and not transposed(case, role)
+        meter = Meter(shape=(rows, pair.base.elements // max(1, rows)), rank_cap=0 if deltas else DEFAULT_CAP, thin_columns=writes)
         row = 0
         for ours, theirs in blocks:
             height = ours.shape[0] if ours.ndim else 0
@@ -99,13 +107,19 @@ def _form(case: Case, pair: Pair, profile: Profile, where: Place) -> Form | None
     found = profile.spectrum
     if found is None or profile.rows is None or not found.resolved or where.role not in (*WRITES, *VOCABULARY[:1]):
         return None
+    if found.rank > FEW and float(found.values[0]) < LOUD * float(found.values[1]):
+        return None  # a removal has few directions, or with norms restored afterwards one that is far louder than the rest
+    import torch
+
     from probes.tensor_edits import Form
 
-    left = _spread(found, profile)
     turned = transposed(case, where.role) or where.role == "embedding"
-    first, reads = (found.right[:, 0], left) if turned else (left, found.right[:, 0])
+    left, right = _spread(found.left[:, 0], profile.rows, profile.shape[0]), _spread(found.right[:, 0], profile.columns, profile.shape[1])
+    first, reads, seen = (right, left, profile.rows) if turned else (left, right, profile.columns)
     forms = []
     for direction, before in _candidates(case.base, pair, first, turned=turned):
+        # Of a thinned change only what was kept can be held against it.
+        before = before if seen is None else torch.zeros_like(before).index_copy(0, seen, before[seen])
         size = float(before.norm())
         if size > 0.0:
             # D^T u = sigma v for the leading pair, so what is left of u's input needs no second reading.
@@ -153,11 +167,8 @@ def _pulled(base: Checkpoint, pair: Pair, direction: torch.Tensor, *, turned: bo
     return torch.cat(parts) if turned else torch.stack(parts).sum(dim=0)
 
 
-def _spread(found: Spectrum, profile: Profile) -> torch.Tensor:
-    """The first left direction over all rows of the tensor, zero where a row did not change."""
+def _spread(direction: torch.Tensor, entries: torch.Tensor | None, length: int) -> torch.Tensor:
+    """A direction over all entries of an axis, zero where none was kept."""
     import torch
 
-    whole = torch.zeros(profile.shape[0])
-    if profile.rows is not None:
-        whole[profile.rows] = found.left[:, 0]
-    return whole
+    return direction if entries is None else torch.zeros(length).index_copy(0, entries, direction)

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from probes.blocks import Block, TensorChange, squares
+from probes.kept import Kept, Rows
 from probes.quantisation import Sample, explains
-from probes.rounding import MANTISSA_BITS, TensorChange, ulp
-from probes.spectra import DEFAULT_CAP, Noise, Spectrum, spectrum
+from probes.rounding import MANTISSA_BITS
+from probes.spectra import DEFAULT_CAP, Spectrum, spectrum
 
 CASTS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
 """Formats through which a checkpoint may have gone before it was stored in its own."""
-KEPT_ELEMENTS = 1 << 25
-"""Changed values kept of one tensor for its spectrum; of a larger one every second row, fourth, and so on."""
-RATIOS_A_BLOCK = 2048
-"""Changed entries of a block of which the size in units in the last place is noted."""
+RATIOS_A_BLOCK, SOUGHT_A_BLOCK, LEAST_RATIOS = 2048, 8192, 64
+"""Changed entries of a block of which the size in units in the last place is noted, how many entries are looked at for them, and
+how few changed ones are too few."""
+FIRST_CAST = 4096
+"""Entries on which a cast is tried before it is on all."""
+FOURTHS = 4
+"""Of so many rows the kurtosis reads one."""
+CAST_ROWS = 16
+"""Rows of a block without changes on which casts are tried."""
 MOVED_ROWS = 64
-SAMPLED_ROWS = 64
-"""Rows kept to hold quantisation schemes against."""
+SAMPLED_ROWS, SAMPLED_ELEMENTS, LEAST_SAMPLED = 64, 1 << 17, 4
+"""Rows kept to hold quantisation schemes against: so many, but no more than make so many entries, and at least so many."""
+DIRECTIONS = 4
+"""Pairs of directions of a change that are kept: enough to say what it reads and writes, and few enough to keep for every tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +43,7 @@ class Profile:
     ulps: float
     """Median size of a changed entry's change, in units in the last place; 0.0 if nothing changed."""
     kurtosis: float
-    """Of all entries of the change: 3 for a Gaussian, more where few entries carry it; 0.0 if nothing changed."""
+    """Of the change's entries, from a quarter of the rows: 3 for a Gaussian, more where few entries carry it; 0.0 if nothing changed."""
     zeroed: int
     """Changed entries that are zero in the candidate."""
     scaled: float
@@ -55,8 +64,10 @@ class Profile:
     spectrum: Spectrum | None
     rows: Tensor | None
     """Which rows `spectrum.left` is of; None without a spectrum."""
+    columns: Tensor | None = None
+    """Which columns `spectrum.right` is of; None for all."""
     thinned: int = 1
-    """Of so many changed rows one was kept for the spectrum."""
+    """Of so many changed rows, or columns, one was kept for the spectrum."""
 
     @property
     def share_changed(self) -> float:
@@ -68,157 +79,175 @@ class Profile:
 class Meter:
     """Running measurement of one tensor. Feed it blocks with `update`, then ask for the `profile`.
 
-    `columns` is the product of all axes but the first; `rank_cap` how many singular values are looked for, 0 for none.
+    `shape` is that of the whole tensor, all axes but the first folded into columns; `rank_cap` how many singular values are
+    looked for, 0 for none. A tensor of more than `KEPT_ELEMENTS` changed entries is thinned for its spectrum: by rows, or by
+    columns where `thin_columns` says that its rows are what is asked about.
     """
 
-    columns: int
+    shape: tuple[int, int]
     rank_cap: int = DEFAULT_CAP
+    thin_columns: bool = False
     change: TensorChange = field(default_factory=TensorChange)
     row: int = 0
     _dot: float = 0.0
     _after_square: float = 0.0
     _fourth: float = 0.0
+    _fourth_entries: int = 0
+    _looked_at: int = 0
     _zeroed: int = 0
     _along_rows: float = 0.0
     _rows_changed: int = 0
     _ratios: list[Tensor] = field(default_factory=list)
     _casts: list[str] = field(default_factory=lambda: list(CASTS))
     _narrow: list[str] = field(default_factory=lambda: ["bfloat16", "float16"])
-    _kept: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
-    _held: int = 0
-    _stride: int = 1
-    _row_noise: list[Tensor] = field(default_factory=list)
-    _column_noise: Tensor | None = None
-    _noise_rows: int = 0
+    _moved: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _kept: Kept | None = None
     _sample: Sample | None = None
-    _store: torch.dtype = torch.float32
     _largest: float = 0.0
-    _lowest: float = math.inf
-    _highest: float = -math.inf
+    _store: torch.dtype = torch.float32
+    _only: float | None = None
+    _constant: bool = True
 
     def update(self, base: Tensor, candidate: Tensor, delta: Tensor | None = None) -> None:
         """Add one block of rows, both sides in storage dtype; `delta` is what adapters add live (see `TensorChange`)."""
-        before_count = self.change.changed
-        self.change.update(base, candidate, delta)
-        self._store = candidate.dtype
-        height = base.shape[0] if base.ndim > 1 else 1
-        ours, theirs = base.reshape(height, -1).float(), candidate.reshape(height, -1).float()
-        if delta is not None:
-            theirs = theirs + delta.reshape(height, -1).float()
-        ours, theirs = torch.nan_to_num(ours, 0.0, 0.0, 0.0), torch.nan_to_num(theirs, 0.0, 0.0, 0.0)
-        self._dot += _inner(ours, theirs)
-        self._after_square += _inner(theirs, theirs)
-        self._largest = max(self._largest, float(ours.abs().max()) if ours.numel() else 0.0)
-        if theirs.numel():
-            self._lowest, self._highest = min(self._lowest, float(theirs.min())), max(self._highest, float(theirs.max()))
-        if delta is None:
-            self._track_casts(base, candidate, moved=self.change.changed > before_count)
-        else:
+        block, before_count = Block(base, candidate, delta), self.change.changed
+        self.change.add(block)
+        self._store = block.store
+        moved = self.change.changed > before_count
+        self._look_for_constant(block.theirs)
+        if block.ours.numel():
+            low, high = torch.aminmax(block.ours)
+            self._largest = max(self._largest, -float(low), float(high))
+        if block.live:
             self._casts = []
-        if self.change.changed > before_count or (base.dtype != candidate.dtype and delta is None):
-            self._look(ours, theirs, base.to(candidate.dtype).reshape(height, -1).float())
-        self.row += height
+        elif moved or not block.equal:
+            self._track_casts(base, candidate, moved=moved)
+        elif self._casts or self._narrow:
+            step = max(1, block.rows // CAST_ROWS)  # of what did not change at all, a few rows tell
+            self._track_casts(block.base[::step], block.candidate[::step], moved=False)
+        if moved or (base.dtype != candidate.dtype and not block.live):
+            self._look(block)
+        else:
+            own = float(block.base_squares.sum()) if block.ours is block.before else float(squares(block.ours).sum())
+            self._dot += own
+            self._after_square += own
+        self.row += block.rows
 
-    def _look(self, ours: Tensor, theirs: Tensor, stored: Tensor) -> None:
-        """Note the form of a block that changed; `stored` is the base as the candidate's dtype would hold it."""
-        fine = theirs - ours
-        coarse = theirs - torch.nan_to_num(stored, 0.0, 0.0, 0.0)
-        moved = coarse != 0.0
-        hit = moved.any(dim=1)
+    def _look(self, block: Block) -> None:
+        """Note the form of a block that changed."""
+        recast = block.ours is not block.before
+        fine = block.theirs - block.ours if recast else block.change
+        fine_squares, own_squares = (squares(fine), squares(block.ours)) if recast else (block.squares, block.base_squares)
+        along = (fine * block.ours).sum(dim=1).double()
+        self._dot += float((own_squares + along).sum())
+        self._after_square += float((own_squares + 2.0 * along + fine_squares).sum())
+        self._along_rows += float((along.square() / own_squares.clamp(min=1e-60)).sum())
+        self._looked_at += block.ours.numel()
+        hit = block.squares > 0.0
         self._rows_changed += int(hit.sum())
-        along = (fine * ours).sum(dim=1) / ours.norm(dim=1).clamp(min=1e-30)
-        self._along_rows += float(along.double().square().sum())
-        self._zeroed += int((moved & (theirs == 0.0)).sum())
-        self._fourth += float(torch.sum(fine.double() ** 4))
-        unit = ulp(torch.maximum(ours.abs(), theirs.abs()), self._store)
-        ratios = (coarse.abs() / unit)[moved]
-        self._ratios.append(ratios[:: max(1, len(ratios) // RATIOS_A_BLOCK)][:RATIOS_A_BLOCK])
-        if self._sample is None and ours.numel():
-            self._sample = Sample(before=ours[:SAMPLED_ROWS].clone(), after=theirs[:SAMPLED_ROWS].clone(), store=self._store)
-        if self.rank_cap and self.columns > 1:
-            self._keep(fine, ours, unit, hit if ours.dtype == stored.dtype and bool((ours == stored).all()) else torch.ones_like(hit))
+        if block.zeros:
+            self._zeroed += int(torch.count_nonzero((block.theirs == 0.0) & (block.change != 0.0)))
+        self._fourth += float(fine[::FOURTHS].square().square().sum(dim=1).double().sum())
+        self._fourth_entries += len(fine[::FOURTHS]) * fine.shape[1]
+        self._ratios.append(_sizes_in_units(block))
+        if self._sample is None and block.ours.numel():
+            rows = max(LEAST_SAMPLED, min(SAMPLED_ROWS, SAMPLED_ELEMENTS // max(1, self.shape[1])))
+            self._sample = Sample(before=block.ours[:rows].float(), after=block.theirs[:rows].float(), store=self._store)
+        if self.rank_cap and self.shape[1] > 1:
+            self._keep(block, fine.float(), fine_squares, torch.ones_like(hit) if recast else hit)
 
-    def _keep(self, fine: Tensor, ours: Tensor, unit: Tensor, hit: Tensor) -> None:
-        index = torch.nonzero(hit).flatten()
-        index = index[(index + self.row) % self._stride == 0]
-        self._kept.append((index + self.row, fine[index], ours[index]))
-        variance = unit[index].double() ** 2 / 12.0
-        self._row_noise.append(variance.mean(dim=1))
-        self._column_noise = variance.sum(dim=0) if self._column_noise is None else self._column_noise + variance.sum(dim=0)
-        self._noise_rows += len(index)
-        self._held += len(index) * self.columns
-        while self._held > KEPT_ELEMENTS:
-            self._stride *= 2
-            thinned = []
-            noise = []
-            for (rows, change, before), variances in zip(self._kept, self._row_noise, strict=True):
-                stay = rows % self._stride == 0
-                thinned.append((rows[stay], change[stay], before[stay]))
-                noise.append(variances[stay])
-            self._kept, self._row_noise = thinned, noise
-            self._held = sum(change.numel() for _, change, _ in thinned)
+    def _keep(self, block: Block, fine: Tensor, fine_squares: Tensor, hit: Tensor) -> None:
+        """Remember what the spectrum and the list of moved rows need."""
+        shares = torch.sqrt(fine_squares / squares(block.ours).clamp(min=1e-60)).clamp(max=1e6)
+        top = torch.argsort(shares, descending=True, stable=True)[:MOVED_ROWS]
+        self._moved.append((top + self.row, shares[top]))
+        if self._kept is None:
+            self._kept = Kept(shape=self.shape, by_columns=self.thin_columns)
+        self._kept.add(Rows(index=torch.nonzero(hit).flatten(), offset=self.row), fine, block)
+
+    def _look_for_constant(self, theirs: Tensor) -> None:
+        if self._constant and theirs.numel():
+            first = float(theirs.flatten()[0])
+            self._only = first if self._only is None else self._only
+            self._constant = first == self._only and bool((theirs == self._only).all())
 
     def _track_casts(self, base: Tensor, candidate: Tensor, *, moved: bool) -> None:
-        self._casts = [name for name in self._casts if _same(base.to(CASTS[name]).to(candidate.dtype), candidate)]
+        self._casts = [name for name in self._casts if _casts_to(base, candidate, CASTS[name])]
         if moved and candidate.dtype in (torch.float32, torch.float64):
-            self._narrow = [name for name in self._narrow if _same(candidate.to(CASTS[name]).to(candidate.dtype), candidate)]
+            self._narrow = [name for name in self._narrow if _casts_to(candidate, candidate, CASTS[name])]
         elif candidate.dtype not in (torch.float32, torch.float64):
             self._narrow = []
 
     def profile(self) -> Profile:
         """Everything measured, the spectrum among it."""
-        whole = math.sqrt(self.change.base_square * self._after_square)
+        whole = math.sqrt(max(0.0, self.change.base_square * self._after_square))
         ratios = torch.cat(self._ratios) if self._ratios else torch.zeros(0)
-        variance = self.change.change_square / max(1, self.change.elements)
-        found, rows = self._spectrum()
-        trip, fixed = explains(self._sample, self._largest) if self._sample is not None and self.change.changed else ("", "")
+        changed = self.change.changed > 0
+        kept = self._kept if changed and self._kept is not None and len(self._kept) else None
+        trip, fixed = explains(self._sample, self._largest) if self._sample is not None and changed else ("", "")
         return Profile(
-            shape=(self.row, self.columns),
+            shape=(self.row, self.shape[1]),
             change=self.change,
             cosine=min(1.0, self._dot / whole) if whole > 0.0 else float(self.change.base_square == self._after_square),
             ulps=float(ratios.median()) if len(ratios) else 0.0,
-            kurtosis=self._fourth / max(1, self.change.elements) / variance**2 if variance > 0.0 else 0.0,
+            kurtosis=self._kurtosis(),
             zeroed=self._zeroed,
             scaled=self._dot / self.change.base_square if self.change.base_square > 0.0 else 1.0,
             rescaled=min(1.0, self._along_rows / self.change.change_square) if self.change.change_square > 0.0 else 0.0,
-            constant=self._lowest == self._highest,
+            constant=self._constant and self._only is not None,
             rows_changed=self._rows_changed,
-            moved=self._moved(),
-            casts=tuple(self._casts) if self.change.changed else (),
+            moved=self._most_moved(),
+            casts=tuple(self._casts) if changed else (),
             quantised=trip,
             fixed=fixed,
-            spectrum=found,
-            rows=rows,
-            thinned=self._stride,
+            spectrum=self._spectrum(kept) if kept is not None else None,
+            rows=kept.rows if kept is not None else None,
+            columns=kept.columns if kept is not None else None,
+            thinned=kept.stride if kept is not None else 1,
         )
 
-    def _moved(self) -> tuple[tuple[int, float], ...]:
-        if not self._kept:
+    def _kurtosis(self) -> float:
+        variance = self.change.change_square / max(1, self.change.elements)
+        if variance <= 0.0:
+            return 0.0
+        # Blocks that did not change hold no fourth powers, but entries.
+        fourth = self._fourth / max(1, self._fourth_entries) * self._looked_at
+        return fourth / self.change.elements / variance**2
+
+    def _most_moved(self) -> tuple[tuple[int, float], ...]:
+        if not self._moved:
             return ()
-        rows = torch.cat([rows for rows, _, _ in self._kept])
-        shares = torch.cat([change.norm(dim=1) / before.norm(dim=1).clamp(min=1e-30) for _, change, before in self._kept])
-        shares = shares.clamp(max=1e6)
+        rows, shares = (torch.cat(parts) for parts in zip(*self._moved, strict=True))
         top = torch.argsort(shares, descending=True, stable=True)[:MOVED_ROWS]
         return tuple((int(rows[index]), float(shares[index])) for index in top.tolist() if float(shares[index]) > 0.0)
 
-    def _spectrum(self) -> tuple[Spectrum | None, Tensor | None]:
-        if not self._kept or not self._held or self._column_noise is None or not self.change.changed:
-            return None, None
-        rows = torch.cat([rows for rows, _, _ in self._kept])
-        fine = torch.cat([change for _, change, _ in self._kept])
-        before = torch.cat([before for _, _, before in self._kept])
-        self._kept = []
+    def _spectrum(self, kept: Kept) -> Spectrum:
         store, factor = self._store, 1.0
         if self._narrow:
             # Stored wide, but rounded to a narrow format when it was made: that rounding is the noise.
             store = CASTS[self._narrow[0]]
             factor = 4.0 ** (MANTISSA_BITS[self._store] - MANTISSA_BITS[store])
-        noise = Noise(rows=torch.cat(self._row_noise) * factor, columns=self._column_noise / max(1, self._noise_rows) * factor)
-        return spectrum(fine, noise, cap=self.rank_cap, before=before, store=store), rows
+        found = spectrum(kept.change, kept.noise(factor), cap=self.rank_cap, before=kept.before, store=store)
+        return replace(found, left=found.left[:, :DIRECTIONS].clone(), right=found.right[:, :DIRECTIONS].clone())
 
 
-def _inner(one: Tensor, other: Tensor) -> float:
-    return float(torch.dot(one.flatten(), other.flatten()))
+def _sizes_in_units(block: Block) -> Tensor:
+    """Sizes of some changed entries, in units in the last place."""
+    change, units = block.change.flatten(), block.units.flatten()
+    step = max(1, len(change) // SOUGHT_A_BLOCK)
+    some, beside = change[::step], units[::step]
+    if step > 1 and int(torch.count_nonzero(some)) < LEAST_RATIOS:
+        some, beside = change, units  # few changed: all are looked at
+    hit = some != 0.0
+    ratios = some[hit].abs() / beside[hit]
+    return ratios[:: max(1, len(ratios) // RATIOS_A_BLOCK)][:RATIOS_A_BLOCK].float()
+
+
+def _casts_to(source: Tensor, result: Tensor, by_way_of: torch.dtype) -> bool:
+    """Whether a cast of `source` by way of a format gives `result`; a few entries tell nearly always."""
+    few = slice(0, FIRST_CAST)
+    starts = (source.flatten()[few], result.flatten()[few])
+    return all(_same(one.to(by_way_of).to(other.dtype), other) for one, other in (starts, (source, result)))
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

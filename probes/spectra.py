@@ -12,6 +12,7 @@ Whitening by the known rounding instead of estimating the noise from the data is
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,6 +30,10 @@ WHITE_BULK = 1.5
 LOUDEST_ECHO, MOST_ECHOED, REFINEMENTS, SILENCE = 0.05, 16, 4, 2.0
 """An echo of rounding is under this share of the strongest value; echoes are looked for in changes of at most so many values; a
 guess of the change is mended so often; and explains it where nothing above so many edges remains."""
+UNMOVED = 0.5
+"""Share of a value that is left once stronger ones were taken out and mended, from which on it is none of their echoes."""
+STRANGERS = 8
+"""Random vectors by which what the leading values leave is measured."""
 QUIETEST = 1e-8
 """Least share of the mean noise variance that a row or column is given: rows of zeros have none."""
 FLOAT32_SHARE = 3e-6
@@ -131,53 +136,88 @@ def spectrum(
         change: `[m, n]` float32, finite.
         noise: Of its rounding.
         cap: Singular values looked for at most; the sketch is doubled until the last lies under the edge or this is reached.
-        before: The base's values, `[m, n]` float32, and the storage dtype: with both, values that the rounding of the others
+        before: The base's values, `[m, n]`, and the storage dtype: with both, values that the rounding of the others
             explains are told apart.
         store: See `before`.
     """
-    scales = noise.scales()
-    found = _measure(change, scales, cap)
+    rows, columns = noise.scales()
+    white = _White(change=change, rows=rows, columns=columns)
+    found = _measure(white, cap)
     if before is None or store is None or not found.low:
         return found
-    return replace(found, echoes=_echoes(found, change, before, store, scales))
+    return replace(found, echoes=_echoes(found, white, before, store))
 
 
-def _measure(change: Tensor, scales: tuple[Tensor, Tensor], cap: int) -> Spectrum:
-    m, n = change.shape
-    rows, columns = scales
-    white = change / rows[:, None] / columns[None, :]
-    energy = float(torch.linalg.vector_norm(white, dtype=torch.float64)) ** 2
+@dataclass(frozen=True, kw_only=True)
+class _White:
+    """A change `[m, n]` divided by its rounding's standard deviations `rows` `[m]` and `columns` `[n]`; never formed if it is large."""
+
+    change: Tensor
+    rows: Tensor
+    columns: Tensor
+
+    def onto(self, right: Tensor) -> Tensor:
+        """Its product with `right` `[n, k]`."""
+        return (self.change @ (right / self.columns[:, None])) / self.rows[:, None]
+
+    def back(self, left: Tensor) -> Tensor:
+        """The product of its transpose with `left` `[m, k]`."""
+        # This way round the large matrix is read along its rows.
+        return ((left / self.rows[:, None]).T @ self.change).T / self.columns[:, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Leading:
+    """Leading singular values `[k]`, right directions `[n, k]` and their images `[m, k]`; `left_over` is the sum of squares of the
+    values beyond the first so many, asked by number; `more`: some above the edge were left out.
+    """
+
+    values: Tensor
+    right: Tensor
+    image: Tensor
+    left_over: Callable[[int], float]
+    more: bool
+
+
+def _measure(white: _White, cap: int) -> Spectrum:
+    m, n = white.change.shape
     edge = noise_edge(m, n)
-    values, right, capped = _leading(white, edge, cap)
+    found = _leading(white, edge, cap)
+    values = found.values
     edge = max(edge, FLOAT32_SHARE * float(values[0])) if len(values) else edge
-    shown = values[values > edge]
-    left_over = max(0.0, energy * (1.0 - FLOAT32_ENERGY) - float((shown.double() ** 2).sum()))
-    kept = right[:, : max(1, len(shown))]
-    left, sizes, directions = factor_spectrum((kept * columns[:, None]).T, (white @ kept) * rows[:, None])
+    shown = int((values > edge).sum())
+    kept = max(1, shown)
+    left, sizes, right = factor_spectrum((found.right[:, :kept] * white.columns[:, None]).T, found.image[:, :kept] * white.rows[:, None])
     return Spectrum(
-        shape=(m, n), values=values, edge=edge, bulk=left_over / (m * n), capped=capped, echoes=0, left=left.float(),
-        right=directions.float(), sizes=sizes.float(),
+        shape=(m, n), values=values, edge=edge, bulk=found.left_over(shown) / (m * n), capped=found.more, echoes=0, left=left.float(),
+        right=right.float(), sizes=sizes.float(),
     )  # fmt: skip
 
 
-def _echoes(found: Spectrum, change: Tensor, before: Tensor, store: torch.dtype, scales: tuple[Tensor, Tensor]) -> int:
+def _echoes(found: Spectrum, white: _White, before: Tensor, store: torch.dtype) -> int:
     """How many values the rounding of fewer, stronger ones explains.
 
     Rounding swallows what is smaller than half a unit in the last place: of a change of few directions it leaves a pattern
     that is no noise. The fewest directions that, added to the base and rounded anew, give the candidate, are the change.
     """
-    least = int((found.values > LOUDEST_ECHO * found.values[0]).sum())
-    for rank in range(least, min(found.seen, MOST_ECHOED)):
+    rank = int((found.values > LOUDEST_ECHO * found.values[0]).sum())
+    while rank < min(found.seen, MOST_ECHOED):
         left, sizes, right = found.left[:, :rank], found.sizes[:rank], found.right[:, :rank]
-        for _ in range(REFINEMENTS):
-            missed = change - ((before + (left * sizes) @ right.T).to(store).float() - before)
-            rest = _measure(missed, scales, DEFAULT_CAP)
+        beside = 1
+        for refined in range(REFINEMENTS):
+            wide = before.float()
+            missed = white.change - ((wide + (left * sizes) @ right.T).to(store).float() - wide)
+            rest = _measure(replace(white, change=missed), DEFAULT_CAP)
             if float(rest.values[0]) <= SILENCE * rest.edge:
                 return found.seen - rank
-            if rest.seen > MOST_ECHOED:
+            rivals = found.values[rank : found.seen]
+            standing = int((rest.values[: len(rivals)] > UNMOVED * rivals[: len(rest.values)]).sum())
+            if rest.seen > MOST_ECHOED or (refined and standing):
+                beside = max(1, standing)
                 break
             stacked = torch.cat([right.T * sizes[:, None], rest.right.T * rest.sizes[:, None]]), torch.cat([left, rest.left], dim=1)
             left, sizes, right = (part[..., :rank].float() for part in factor_spectrum(*stacked))
+        rank += beside
     return 0
 
 
@@ -213,36 +253,56 @@ def stable_rank(values: Tensor) -> float:
     return float(squares.sum() / squares.max()) if len(squares) and float(squares.max()) > 0.0 else 0.0
 
 
-def _leading(white: Tensor, edge: float, cap: int) -> tuple[Tensor, Tensor, bool]:
-    """Leading singular values and right directions; whether some above the edge were left out."""
-    m, n = white.shape
+def _leading(white: _White, edge: float, cap: int) -> _Leading:
+    m, n = white.change.shape
     if min(m, n) <= EXACT_BELOW:
-        _, values, vh = torch.linalg.svd(white.double(), full_matrices=False)
-        return values.float(), vh.T.float(), False
+        return _exactly(white)
     want = min(FIRST, cap)
     while True:
-        values, right = _sketch(white, min(want + OVERSAMPLED, m, n))
-        more = want < len(values) and float(values[want]) > edge  # one of those drawn beyond what was wanted
+        found = _sketch(white, min(want + OVERSAMPLED, m, n))
+        more = want < len(found.values) and float(found.values[want]) > edge  # one of those drawn beyond what was wanted
         if not more or want >= cap:
-            return values, right, more
+            return replace(found, more=more)
         want = min(2 * want, cap)
 
 
-def _sketch(white: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Randomized SVD: the `width` leading singular values and right directions `[n, width]`."""
+def _exactly(white: _White) -> _Leading:
+    """The whole spectrum, from the Gram matrix of the shorter side: in float64 its squares keep what float32 measured."""
+    whole = (white.change / white.rows[:, None] / white.columns[None, :]).double()
+    wide = whole.shape[0] <= whole.shape[1]
+    squares, short = torch.linalg.eigh(whole @ whole.T if wide else whole.T @ whole)
+    squares, short = squares.flip(0).clamp(min=0.0), short.flip(1)
+    values = squares.sqrt()
+    other = (whole.T if wide else whole) @ short
+    right, image = (other / values.clamp(min=torch.finfo(torch.float32).tiny), short * values) if wide else (short, other)
+    # What float32 arithmetic leaves of the strong values is no noise of the change's.
+    slack = FLOAT32_ENERGY * float(squares.sum())
+    return _Leading(
+        values=values.float(), right=right.float(), image=image.float(), more=False,
+        left_over=lambda shown: max(0.0, float(squares[shown:].sum()) - slack),
+    )  # fmt: skip
+
+
+def _sketch(white: _White, width: int) -> _Leading:
+    """Randomized SVD of the `width` leading values, and a sample of what they leave."""
+    n = white.change.shape[1]
     generator = torch.Generator().manual_seed(0)
-    tall = white if white.shape[0] >= white.shape[1] else white.T
-    probe = torch.randn(tall.shape[1], width, generator=generator).to(white.device)
+    probe = torch.randn(n, width, generator=generator)
     for _ in range(POWER_ITERATIONS):
-        probe, _ = torch.linalg.qr(tall.T @ (tall @ probe))
-    image = tall @ probe
+        probe, _ = torch.linalg.qr(white.back(white.onto(probe)))
+    strange = torch.randn(n, STRANGERS, generator=generator)
+    both = white.onto(torch.cat([probe, strange], dim=1))
+    image, beside = both[:, :width], both[:, width:]
     # The image is tall: its Gram matrix is small, and squares in float64 keep what float32 measured.
-    gram = (image.T @ image).double()
-    squares, turn = torch.linalg.eigh(gram)
+    squares, turn = torch.linalg.eigh((image.T @ image).double())
     order = torch.argsort(squares, descending=True)
     values = torch.sqrt(squares[order].clamp(min=0.0)).float()
-    narrow = probe @ turn[:, order].float()
-    if tall is white:
-        return values, narrow
-    wide = image @ turn[:, order].float() / values.clamp(min=torch.finfo(torch.float32).tiny)
-    return values, wide
+    turned = turn[:, order].float()
+    right, image = probe @ turned, image @ turned
+
+    def left_over(shown: int) -> float:
+        # Of vectors that hold nothing of the directions shown, the images have on average the length of the rest (Hutchinson 1989).
+        apart = beside - image[:, :shown] @ (right[:, :shown].T @ strange)
+        return float(apart.double().square().sum()) / STRANGERS
+
+    return _Leading(values=values, right=right, image=image, left_over=left_over, more=False)

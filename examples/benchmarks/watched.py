@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 SAMPLE_SECONDS = 0.02
 
@@ -19,12 +21,18 @@ class Watched:
     seconds: float
     peak_anonymous_mib: float
     exit_code: int
+    output: str
 
 
 def watch(command: Sequence[str]) -> Watched:
-    """Run `command`, its output dropped, sampling RssAnon of the process every `SAMPLE_SECONDS` (Linux only)."""
+    """Run `command`, its errors dropped, sampling RssAnon of the process every `SAMPLE_SECONDS` (Linux only)."""
+    with tempfile.TemporaryFile(mode="w+", encoding="utf-8") as output:
+        return _watched(command, output)
+
+
+def _watched(command: Sequence[str], output: TextIO) -> Watched:
     start = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=output, stderr=subprocess.DEVNULL)
     peak = 0.0
     done = threading.Event()
 
@@ -40,7 +48,8 @@ def watch(command: Sequence[str]) -> Watched:
     seconds = time.monotonic() - start
     done.set()
     thread.join()
-    return Watched(seconds=seconds, peak_anonymous_mib=peak / 1024, exit_code=code)
+    output.seek(0)
+    return Watched(seconds=seconds, peak_anonymous_mib=peak / 1024, exit_code=code, output=output.read())
 
 
 def _anonymous_kib(pid: int) -> float:

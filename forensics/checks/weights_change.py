@@ -29,7 +29,7 @@ from forensics.headers import TensorInfo
 from forensics.record import CheckResult, Evidence, Finding, Status
 
 if TYPE_CHECKING:
-    from probes.rounding import TensorChange
+    from probes.blocks import TensorChange
 
 ID = "weights.change"
 SHOWN = 10
