@@ -21,8 +21,6 @@ RATIOS_A_BLOCK, SOUGHT_A_BLOCK, LEAST_RATIOS = 2048, 8192, 64
 how few changed ones are too few."""
 FIRST_CAST = 4096
 """Entries on which a cast is tried before it is on all."""
-FOURTHS = 4
-"""Of so many rows the kurtosis reads one."""
 CAST_ROWS = 16
 """Rows of a block without changes on which casts are tried."""
 MOVED_ROWS = 64
@@ -43,7 +41,7 @@ class Profile:
     ulps: float
     """Median size of a changed entry's change, in units in the last place; 0.0 if nothing changed."""
     kurtosis: float
-    """Of the change's entries, from a quarter of the rows: 3 for a Gaussian, more where few entries carry it; 0.0 if nothing changed."""
+    """Of all entries of the change: 3 for a Gaussian, more where few entries carry it; 0.0 if nothing changed."""
     zeroed: int
     """Changed entries that are zero in the candidate."""
     scaled: float
@@ -92,8 +90,6 @@ class Meter:
     _dot: float = 0.0
     _after_square: float = 0.0
     _fourth: float = 0.0
-    _fourth_entries: int = 0
-    _looked_at: int = 0
     _zeroed: int = 0
     _along_rows: float = 0.0
     _rows_changed: int = 0
@@ -142,13 +138,12 @@ class Meter:
         self._dot += float((own_squares + along).sum())
         self._after_square += float((own_squares + 2.0 * along + fine_squares).sum())
         self._along_rows += float((along.square() / own_squares.clamp(min=1e-60)).sum())
-        self._looked_at += block.ours.numel()
         hit = block.squares > 0.0
         self._rows_changed += int(hit.sum())
         if block.zeros:
             self._zeroed += int(torch.count_nonzero((block.theirs == 0.0) & (block.change != 0.0)))
-        self._fourth += float(fine[::FOURTHS].square().square().sum(dim=1).double().sum())
-        self._fourth_entries += len(fine[::FOURTHS]) * fine.shape[1]
+        fourth = fine.square().flatten()
+        self._fourth += float(torch.dot(fourth, fourth))
         self._ratios.append(_sizes_in_units(block))
         if self._sample is None and block.ours.numel():
             rows = max(LEAST_SAMPLED, min(SAMPLED_ROWS, SAMPLED_ELEMENTS // max(1, self.shape[1])))
@@ -182,6 +177,7 @@ class Meter:
         """Everything measured, the spectrum among it."""
         whole = math.sqrt(max(0.0, self.change.base_square * self._after_square))
         ratios = torch.cat(self._ratios) if self._ratios else torch.zeros(0)
+        variance = self.change.change_square / max(1, self.change.elements)
         changed = self.change.changed > 0
         kept = self._kept if changed and self._kept is not None and len(self._kept) else None
         trip, fixed = explains(self._sample, self._largest) if self._sample is not None and changed else ("", "")
@@ -190,7 +186,7 @@ class Meter:
             change=self.change,
             cosine=min(1.0, self._dot / whole) if whole > 0.0 else float(self.change.base_square == self._after_square),
             ulps=float(ratios.median()) if len(ratios) else 0.0,
-            kurtosis=self._kurtosis(),
+            kurtosis=self._fourth / max(1, self.change.elements) / variance**2 if variance > 0.0 else 0.0,
             zeroed=self._zeroed,
             scaled=self._dot / self.change.base_square if self.change.base_square > 0.0 else 1.0,
             rescaled=min(1.0, self._along_rows / self.change.change_square) if self.change.change_square > 0.0 else 0.0,
@@ -205,14 +201,6 @@ class Meter:
             columns=kept.columns if kept is not None else None,
             thinned=kept.stride if kept is not None else 1,
         )
-
-    def _kurtosis(self) -> float:
-        variance = self.change.change_square / max(1, self.change.elements)
-        if variance <= 0.0:
-            return 0.0
-        # Blocks that did not change hold no fourth powers, but entries.
-        fourth = self._fourth / max(1, self._fourth_entries) * self._looked_at
-        return fourth / self.change.elements / variance**2
 
     def _most_moved(self) -> tuple[tuple[int, float], ...]:
         if not self._moved:
