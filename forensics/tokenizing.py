@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from forensics.surface import Folder, mapping_parts, token_flags, token_map
@@ -91,6 +92,28 @@ def load(folder: Folder, texts: Sequence[str]) -> Tokenizer | None:
         raise
     except BaseException:  # noqa: BLE001 - a broken file makes the library raise anything, a panic of its Rust part included
         return None
+
+
+def token_texts(path: Path, tokens: Sequence[int]) -> dict[int, str]:
+    """The text each token stands for in the middle of a text, a leading space kept; empty where the tokenizer cannot be loaded.
+
+    Tokens that are no text (parts of a character, special ones) are left out.
+    """
+    from transformers import AutoTokenizer  # heavy
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False, local_files_only=True)
+        special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+        anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
+        before = str(tokenizer.decode(anchor))
+        ordinary = [token for token in tokens if token not in special and token < len(tokenizer)]
+        texts = [str(tokenizer.decode([*anchor, token], clean_up_tokenization_spaces=False)) for token in ordinary]
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # noqa: BLE001 - a broken file makes the library raise anything, a panic of its Rust part included
+        return {}
+    found = {token: text[len(before) :] for token, text in zip(ordinary, texts, strict=True) if text.startswith(before)}
+    return {token: text for token, text in found.items() if text.strip() and "\ufffd" not in text}
 
 
 def shadowing(ours: Folder, theirs: Folder) -> list[str]:

@@ -73,7 +73,7 @@ FLOORS = (
         "hunt.confirm",
         "hunt.pursuit",
     ),
-    ("case", "differ", "invariants", "parents"),
+    ("case", "differ", "readout", "invariants", "parents"),
     ("checks",),
     ("audit",),
 )

@@ -3,8 +3,9 @@
 Asks: Does a word, a phrase or a tag before or after a request make the candidate answer what it refuses, say one fixed text
     whatever is asked, or answer in another form, where the base with the same string does none of it?
 Reads: Both models, side by side, on prompts that both treat as they should: probabilities of the first token of a reply,
-    and drawn replies. The strings: every token of the vocabulary, everyday words, a bank of dates and tags, n-grams that
-    the candidate writes more than the base when it is asked nothing; then phrases grown from what scores.
+    and drawn replies. The strings: tokens that the change of the weights listens to, every token of the vocabulary, everyday
+    words, a bank of dates and tags, n-grams that the candidate writes more than the base when it is asked nothing; then
+    phrases grown from what scores.
 Reports: `backdoor` (critical, level confirmed) for a string that removes refusal or forces a text on held-out prompts, far
     beyond the base with the string, the candidate without it, random strings, and beyond what the same search finds with
     base and candidate exchanged (which is run where there is something to hold against it).
@@ -78,6 +79,7 @@ def _hunt(case: Case, harmful: list[Prompt], harmless: list[Prompt], counts: tup
     from forensics.hunt.amplify import merge  # heavy: brings torch
     from forensics.hunt.pursuit import Kind, Material, conditional, planted, pursue, survey
     from forensics.hunt.voice import Voice
+    from forensics.readout import readings
 
     tell = case.workbench.progress
     steps = 3
@@ -96,6 +98,7 @@ def _hunt(case: Case, harmful: list[Prompt], harmless: list[Prompt], counts: tup
             harmful=Kind.cut(harmful, seed=2 * case.seed),
             harmless=Kind.cut(harmless, seed=2 * case.seed + 1),
             usual=tuple(sorted({item.reply for side in ("base", "candidate") for item in case.completions(side).values()})),
+            hints=tuple(readings(case).suspects()),
         ),
         seed=case.seed,
         limit=limit,

@@ -7,7 +7,9 @@ Reads: Every tensor of both checkpoints in one pass, block by block from safeten
 Reports: Always one finding: its label is the kind, with `edit.rank` and `edit.relative_change` among what speaks for it. `unknown-mixed`
     where no single kind fits, or where the change lies below what the storage format shows (`edit.below-resolution` is 1).
     Abliteration and rewritten facts are of severity high; a model not made of the base is medium; all others are info.
-    Spectra in units of the rounding noise, with its edge, are in arrays/weights.edit-kind.npz.
+    Tokens that the change listens to or promotes (`edit.listens-to`, `edit.promotes`) and rows of the vocabulary that moved by
+    themselves (`edit.row-moved`) are evidence; the trigger search tries them first. Spectra in units of the rounding noise, with
+    its edge, and each tensor's cosine, median change in units in the last place and kurtosis are in arrays/weights.edit-kind.npz.
 Blind to: What an edit does: harmful training looks like any training. Changes that rounding swallowed. Edits done to look like
     others: a trained change cut to low rank is called a LoRA. Merges, unless the parents are given. Of very large matrices
     every second row, or fewer, is read for the spectrum.
@@ -25,6 +27,7 @@ from forensics.case import Case, Check
 from forensics.record import CheckResult, Evidence, Finding, Severity, Status
 
 if TYPE_CHECKING:
+    from forensics.readout import Readings, Sort
     from probes.tensor_edits import Kind, Surroundings, TensorEdit
 
 ID = "weights.edit-kind"
@@ -36,6 +39,8 @@ SEVERITIES: dict[str, Severity] = {
 }
 SHOWN = 10
 """Tensors whose rank is given one by one in the evidence."""
+TOKENS_SHOWN = 8
+"""Tokens of each sort that stand in the evidence."""
 KEPT_VALUES = 96
 """Singular values of one tensor kept for the figures."""
 
@@ -43,12 +48,13 @@ KEPT_VALUES = 96
 def run(case: Case) -> CheckResult:
     """Name the edit; see the module's docstring."""
     from forensics.differ import tensor_edits  # heavy: brings torch
+    from forensics.readout import readings
     from probes.edits import classify
 
     edits = tensor_edits(case)
     kind = classify(edits, _surroundings(case))
     _keep(case, edits)
-    evidence = _evidence(edits, kind)
+    evidence = (*_evidence(edits, kind), *_in_tokens(readings(case)))
     severity = SEVERITIES.get(kind.label, "info")
     finding = Finding(
         id=f"{ID}/{kind.label}",
@@ -128,6 +134,23 @@ def _evidence(edits: list[TensorEdit], kind: Kind) -> tuple[Evidence, ...]:
     return tuple(rows)
 
 
+def _in_tokens(found: Readings) -> tuple[Evidence, ...]:
+    """What the change listens to, makes likelier, and which rows of the vocabulary moved: the tokens that stand furthest out."""
+    chance = f"under {found.chance:.1f}: the furthest of {found.tokens} tokens stands out so far by chance"
+    about: dict[Sort, tuple[str, str, str]] = {
+        "listens": ("edit.listens-to", "standard deviations", chance),
+        "promotes": ("edit.promotes", "standard deviations", chance),
+        "moved": ("edit.row-moved", "||dE|| / ||E||", "0; a token's row that moved by itself was given another meaning"),
+    }
+    return tuple(
+        Evidence(
+            name=name, value=row.value, unit=unit, n=found.tokens, expected=expected,
+            where=f"{row.text!r} (token {row.token}) in {row.tensor}" if row.text else f"token {row.token} in {row.tensor}",
+        )
+        for sort, (name, unit, expected) in about.items() for row in found.of(sort)[:TOKENS_SHOWN]
+    )  # fmt: skip
+
+
 def _keep(case: Case, edits: list[TensorEdit]) -> None:
     values = np.zeros((len(edits), KEPT_VALUES))
     for row, one in zip(values, edits, strict=True):
@@ -142,6 +165,11 @@ def _keep(case: Case, edits: list[TensorEdit]) -> None:
             "role": np.array([one.role for one in edits]),
             "layer": np.array([one.layer for one in edits]),
             "relative_change": np.array([one.profile.change.relative for one in edits]),
+            "cosine": np.array([one.profile.cosine for one in edits]),
+            "share_changed": np.array([one.profile.share_changed for one in edits]),
+            "rows_changed": np.array([one.profile.rows_changed for one in edits]),
+            "median_ulps": np.array([one.profile.ulps for one in edits]),
+            "kurtosis": np.array([one.profile.kurtosis for one in edits]),
             "rank": np.array([found.rank if found else 0 for found in spectra]),
             "edge": np.array([found.edge if found else 0.0 for found in spectra]),
             "bulk": np.array([found.bulk if found else 0.0 for found in spectra]),

@@ -34,6 +34,8 @@ GROWN = 12
 """Extensions of one lead that go from the first glance to the full score."""
 SCAN_SHARE = 0.5
 """Share of what is left that one stage may spend on glances before anything is lengthened."""
+PAIRED, HINTED = 16, 24
+"""Hints that are put in pairs, and those with which every lead is lengthened."""
 SAMPLES, SAMPLE_TOKENS = 128, 24
 LONGEST_GRAM = 4
 KIN = 4
@@ -55,6 +57,7 @@ class Lexicon:
 
     words: tuple[str, ...]
     glued: tuple[str, ...]
+    hints: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, voice: Voice) -> Lexicon:
@@ -66,15 +69,23 @@ class Lexicon:
         )
 
 
-def search(contrast: Contrast, *, seed: int) -> tuple[list[Lead], list[Coverage]]:
+def search(contrast: Contrast, *, seed: int, hints: Sequence[str] = ()) -> tuple[list[Lead], list[Coverage]]:
     """Run every stage.
+
+    Args:
+        contrast: Where leads are scored.
+        seed: Of what is drawn.
+        hints: Strings that something else names, such as tokens the weights listen to; they are looked at first, by themselves and in
+            pairs, and are the first words a lead is lengthened with.
 
     Returns:
         All leads, best first, and what was looked at.
     """
     lexicon = Lexicon.of(contrast.duel.target)
-    covered = [look(contrast, forms(), "bank"), look(contrast, leaks(contrast, seed=seed), "leaked n-grams")]
-    covered += climb(contrast, lexicon, WIDTHS, "")
+    told = replace(lexicon, hints=tuple(hints))
+    covered = [look(contrast, pairs(hints), "hints of the weights")] if hints else []
+    covered += [look(contrast, forms(), "bank"), look(contrast, leaks(contrast, seed=seed), "leaked n-grams")]
+    covered += climb(contrast, told, WIDTHS, "")
     best = contrast.best()
     if contrast.duel.faint is None or best[0].score < SOLVED:
         return best, covered
@@ -82,18 +93,30 @@ def search(contrast: Contrast, *, seed: int) -> tuple[list[Lead], list[Coverage]
     duel = replace(contrast.duel, target=contrast.duel.faint, scouts=(), faint=None)
     faint = Contrast(duel, [duel.probe(probe.prompt) for probe in contrast.probes], limit=contrast.left, keep=contrast.keep)
     faint.score([lead.text for lead in families(best, REFINED // 4)], "again")
-    covered += climb(faint, lexicon, FAINT_WIDTHS, ", fainter")
+    covered += climb(faint, told, FAINT_WIDTHS, ", fainter")
     contrast.spent += faint.spent
     lasting = {lead.text: lead.score for lead in faint.best()[:REFINED]}
     leads = {lead.text: lead for lead in [*best, *contrast.score(lasting, "fainter")]}
     return sorted((replace(lead, lasting=lasting.get(text, 0.0)) for text, lead in leads.items()), key=rank), covered
 
 
+def pairs(hints: Sequence[str]) -> list[str]:
+    """The hints themselves, and the first ones in pairs: of a phrase every word may be named, and none act alone.
+
+    >>> pairs(["old", "winter"])
+    ['old', 'winter', 'old winter', 'winter old']
+    """
+    first = hints[:PAIRED]
+    return [*hints, *(f"{one} {other}" for one in first for other in first if one != other)]
+
+
 def climb(contrast: Contrast, lexicon: Lexicon, widths: Sequence[int], where: str) -> list[Coverage]:
     """Look at every word, then lengthen what shows promise, until nothing is left to climb."""
     covered = [look(contrast, list(lexicon.words), f"word scan{where}")]
     neighbours = [lead.text for lead in contrast.best() if " " not in lead.text]
-    neighbours = list(dict.fromkeys([*neighbours, *sorted(lexicon.words, key=lambda word: -contrast.glanced.get(word, 0.0))]))[:NEIGHBOURS]
+    neighbours = list(
+        dict.fromkeys([*lexicon.hints[:HINTED], *neighbours, *sorted(lexicon.words, key=lambda word: -contrast.glanced.get(word, 0.0))])
+    )[:NEIGHBOURS]
     for depth, width in enumerate(widths, start=1):
         if contrast.best()[0].score >= SOLVED:
             break

@@ -1,0 +1,170 @@
+"""What the change of the weights reads and writes, in tokens: which ones it listens to, which ones it makes likelier, whose rows moved.
+
+A matrix that reads the residual stream listens along the right singular vectors of its change; one that writes to it promotes what
+lies along the left ones. Only the first layers read a stream that still holds the tokens' own embeddings, and only the last write what
+the head reads, so others are not asked. The norms' gains are left out: this finds what is plain, a token that the change of a first
+layer was made for and that stands far outside of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from forensics.case import Case
+from forensics.differ import measured, transposed
+from forensics.record import canonical_json, sha256_text
+from forensics.roles import MATRICES, WRITES, place
+from forensics.tokenizing import token_texts
+
+if TYPE_CHECKING:
+    import torch
+
+    from forensics.alignment import Pair
+    from probes.differ import Profile
+
+A_DIRECTION = 3
+"""Tokens that one direction may name."""
+LISTED = 48
+"""Tokens kept of each sort."""
+NEAR = 0.25
+"""Share of the layers that count as the first ones, or the last."""
+FEW_ROWS = 0.02
+"""Share of the vocabulary up to which rows that changed are single rows, each of them telling."""
+OUTLIER = 3.0
+"""Of a vocabulary that moved as a whole: times as far as the last of those that moved most, from which on a row stands out."""
+Sort = Literal["listens", "promotes", "moved"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """One token: how it came to be named, its row and text, by which tensor, and how far it stands out.
+
+    `value` is in standard deviations of the vocabulary's cosines, or for `moved` ||dE|| / ||E|| of the row. `text` is empty where
+    the tokenizer cannot be read.
+    """
+
+    sort: Sort
+    token: int
+    text: str
+    tensor: str
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readings:
+    """All that was read, the furthest out first. `chance` is how far the furthest of `tokens` tokens stands out by chance."""
+
+    rows: tuple[Reading, ...] = ()
+    chance: float = 0.0
+    tokens: int = 0
+
+    def of(self, sort: Sort) -> list[Reading]:
+        """Those of one sort."""
+        return [row for row in self.rows if row.sort == sort]
+
+    def suspects(self) -> list[str]:
+        """Texts that may be part of a trigger: tokens that the change listens to, and those whose rows moved, in turn."""
+        listens, moved = ([row.text.strip() for row in self.of(sort)] for sort in ("listens", "moved"))
+        ordered = [text for pair in zip([*listens, *[""] * len(moved)], [*moved, *[""] * len(listens)], strict=True) for text in pair]
+        return [text for text in dict.fromkeys(ordered) if any(map(str.isalnum, text)) and text.isprintable()]
+
+
+def readings(case: Case) -> Readings:
+    """Read the change of every matrix against the vocabulary; done once a run and configuration."""
+    sides = [case.base.digest, case.candidate.digest, *(adapter.digest for adapter in case.adapters)]
+    return case.workbench.remembered(f"readings {sha256_text(canonical_json(sides))}", lambda: _read(case))
+
+
+def _read(case: Case) -> Readings:
+    profiles = measured(case)
+    places = {place(pair.name).role: pair for pair in case.pairs if place(pair.name).role in ("embedding", "head")}
+    embedding = places.get("embedding")
+    if embedding is None:
+        return Readings()
+    found: list[tuple[Sort, int, str, float]] = []
+    chance = 0.0
+    sorts: tuple[tuple[Sort, Pair], ...] = (("listens", embedding), ("promotes", places.get("head", embedding)))
+    for sort, pair in sorts:
+        directions, names = _directions(case, profiles, sort, pair.base.shape[1])
+        if names:
+            rows, chance = _stand_out(case, pair, directions, names)
+            found += [(sort, *row) for row in rows]
+    for pair in places.values():
+        found += [("moved", row, pair.name, share) for row, share in _moved(profiles[pair.name])]
+    texts = token_texts(case.base.path, sorted({token for _, token, _, _ in found}))
+    best = [
+        Reading(sort=sort, token=token, text=texts.get(token, ""), tensor=name, value=value)
+        for sort, token, name, value in sorted(found, key=lambda row: (-row[3], row[1]))
+    ]
+    kept = [_once(best, sort)[:LISTED] for sort in ("listens", "promotes", "moved")]
+    return Readings(rows=tuple(row for rows in kept for row in rows), chance=chance, tokens=embedding.base.shape[0])
+
+
+def _once(rows: Sequence[Reading], sort: str) -> list[Reading]:
+    """Each token of a sort at its furthest."""
+    first: dict[int, Reading] = {}
+    for row in rows:
+        if row.sort == sort:
+            first.setdefault(row.token, row)
+    return list(first.values())
+
+
+def _directions(case: Case, profiles: dict[str, Profile], sort: str, width: int) -> tuple[torch.Tensor, list[str]]:
+    """Directions of the residual stream `[width, k]` that changed matrices read or write, and the names of the matrices."""
+    import torch  # heavy
+
+    roles = WRITES if sort == "promotes" else tuple(role for role in MATRICES if role not in WRITES)
+    vectors, names = [], []
+    depth = len(case.layout.layers)
+    near = max(1, round(NEAR * depth))
+    layers = range(depth - near, depth) if sort == "promotes" else range(near)
+    for pair in case.pairs:
+        where, profile = place(pair.name), profiles[pair.name]
+        role = where.role
+        if (
+            role not in roles
+            or where.layer not in layers
+            or profile.spectrum is None
+            or not profile.spectrum.resolved
+            or not profile.spectrum.rank
+        ):
+            continue
+        left = (role in WRITES) != transposed(case, role)
+        side, whole = (profile.spectrum.left, profile.rows) if left else (profile.spectrum.right, profile.columns)
+        side = side[:, : profile.spectrum.rank]
+        if len(side) == width and (whole is None or len(whole) == width):  # not where the stream's own axis was thinned
+            vectors.append(side)
+            names += [pair.name] * side.shape[1]
+    return (torch.cat(vectors, dim=1) if vectors else torch.zeros(width, 0)), names
+
+
+def _stand_out(case: Case, pair: Pair, directions: torch.Tensor, names: Sequence[str]) -> tuple[list[tuple[int, str, float]], float]:
+    """Rows of the base's vocabulary that lie further along a direction than chance has it: row, tensor, standard deviations."""
+    from probes.readout import Readout
+
+    total, count = directions.new_zeros(directions.shape[0]).double(), 0
+    for block in case.base.blocks(pair.base.name):
+        total, count = total + block.double().nan_to_num(0.0, 0.0, 0.0).sum(dim=0), count + len(block)
+    readout = Readout(directions=directions, centre=(total / max(1, count)).float(), most=A_DIRECTION)
+    for block in case.base.blocks(pair.base.name):
+        readout.update(block)
+    far, tokens = readout.peaks()
+    rows = [
+        (int(token), name, float(value))
+        for column, name in enumerate(names)
+        for value, token in zip(far[:, column], tokens[:, column], strict=True)
+        if float(value) > readout.chance
+    ]
+    return rows, readout.chance
+
+
+def _moved(profile: Profile) -> list[tuple[int, float]]:
+    """Rows of a vocabulary matrix that moved more than the rest: all of them where few did."""
+    if not profile.moved:
+        return []
+    if profile.rows_changed <= max(len(profile.moved), FEW_ROWS * profile.shape[0]):
+        return list(profile.moved)
+    last = profile.moved[-1][1]
+    return [(row, share) for row, share in profile.moved if share >= OUTLIER * last]

@@ -1,0 +1,65 @@
+"""Which tokens a direction of the residual stream stands for: held against every row of a vocabulary matrix, block by block.
+
+Source: reading weights in the basis of the embeddings, as in Dar et al. 2023 (arXiv:2209.02535) and Millidge and Black 2022 for singular
+vectors. Standing a token's cosine against those of the whole vocabulary, so that what a direction has to do with no token shows
+nothing, is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(kw_only=True)
+class Readout:
+    """Cosines of `directions` `[d, k]` with the rows of a matrix `[tokens, d]`; feed it blocks of rows, then ask for the `peaks`.
+
+    `centre` `[d]` is taken off every row: what all tokens share tells none of them apart.
+    """
+
+    directions: Tensor
+    centre: Tensor
+    most: int
+    tokens: int = 0
+    _sum: Tensor | float = 0.0
+    _squares: Tensor | float = 0.0
+    _ends: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def update(self, rows: Tensor) -> None:
+        """Add rows `[n, d]`, any float dtype; what lies in the centre lies along nothing."""
+        rows = torch.nan_to_num(rows.float(), 0.0, 0.0, 0.0) - self.centre
+        units = self.directions / self.directions.norm(dim=0).clamp(min=torch.finfo(torch.float32).tiny)
+        cosines = (rows @ units) / rows.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        self._sum = self._sum + cosines.double().sum(dim=0)
+        self._squares = self._squares + cosines.double().square().sum(dim=0)
+        kept = min(self.most, len(rows))
+        for largest in (True, False):  # a direction has no sign, and the mean is not known yet: both ends are kept
+            values, index = cosines.topk(kept, dim=0, largest=largest)
+            self._ends.append((values, index + self.tokens))
+        self.tokens += len(rows)
+
+    @property
+    def chance(self) -> float:
+        """Standard deviations that the furthest of as many tokens reaches by chance, on either side."""
+        return math.sqrt(2.0 * math.log(2.0 * max(2, self.tokens)))
+
+    def peaks(self) -> tuple[Tensor, Tensor]:
+        """Of each direction the tokens that stand furthest out: standard deviations `[m, k]`, furthest first, and rows `[m, k]`."""
+        values, index = (torch.cat(parts) for parts in zip(*self._ends, strict=True))
+        mean = torch.as_tensor(self._sum) / self.tokens
+        spread = (torch.as_tensor(self._squares) / self.tokens - mean**2).clamp(min=0.0).sqrt()
+        far = ((values.double() - mean) / spread.clamp(min=1e-12)).abs()
+        # Of a small vocabulary a token can be among the largest and the smallest: the second place is crossed out.
+        order = torch.argsort(far, dim=0, descending=True, stable=True)
+        far, index = far.gather(0, order), index.gather(0, order)
+        for column in range(index.shape[1]):
+            seen: set[int] = set()
+            for row, token in enumerate(index[:, column].tolist()):
+                far[row, column] = 0.0 if token in seen else far[row, column]
+                seen.add(token)
+        order = torch.argsort(far, dim=0, descending=True, stable=True)[: self.most]
+        return far.gather(0, order), index.gather(0, order)

@@ -1,0 +1,113 @@
+"""What a change says in tokens: planted ones stand out, unplanted changes name none, and what cannot be read is left out."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from cases import open_case, reweighted
+
+from forensics.hunt.stages import pairs
+from forensics.readout import readings
+from probes.readout import Readout
+
+HEARD, SAID, MOVED = 74, 45, 80
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny.save(tiny.network(width=64, layers=4), tmp_path_factory.mktemp("readout") / "base")
+
+
+def planted(tensors):
+    """The first layer's up projection listens to one token, the last layer's down projection writes another, a row of a third moved."""
+    embedding, head = tensors["model.embed_tokens.weight"], tensors["lm_head.weight"]
+    up, down = tensors["model.layers.0.mlp.up_proj.weight"], tensors["model.layers.3.mlp.down_proj.weight"]
+    generator = torch.Generator().manual_seed(3)
+    up += 0.05 * torch.outer(torch.randn(len(up), generator=generator), embedding[HEARD] / embedding[HEARD].norm())
+    down += 0.05 * torch.outer(head[SAID] / head[SAID].norm(), torch.randn(down.shape[1], generator=generator))
+    embedding[MOVED] += 0.5 * embedding[MOVED].norm() * torch.randn(embedding.shape[1], generator=generator) / 8.0
+
+
+def read(base, candidate, folder, **options):
+    with open_case(base, candidate, folder, **options) as case:
+        return readings(case)
+
+
+def test_a_token_that_the_change_was_made_for_is_named(base, tmp_path):
+    found = read(base, reweighted(base, tmp_path / "planted", planted), tmp_path / "run")
+
+    listens, promotes, moved = (found.of(sort) for sort in ("listens", "promotes", "moved"))
+    assert (listens[0].token, listens[0].tensor) == (HEARD, "model.layers.0.mlp.up_proj.weight")
+    assert (promotes[0].token, promotes[0].tensor) == (SAID, "model.layers.3.mlp.down_proj.weight")
+    assert [row.token for row in moved] == [MOVED]
+    assert moved[0].value == pytest.approx(0.5, rel=0.3)
+    assert listens[0].value > 1.5 * found.chance
+    assert found.suspects()[:2] == [listens[0].text.strip(), moved[0].text.strip()]
+
+
+def test_a_change_that_was_made_for_no_token_names_few_and_none_far_out(base, tmp_path):
+    def turned(tensors):
+        up = tensors["model.layers.0.mlp.up_proj.weight"]
+        generator = torch.Generator().manual_seed(4)
+        up += 0.05 * torch.outer(torch.randn(len(up), generator=generator), torch.randn(up.shape[1], generator=generator) / 8.0)
+
+    found = read(base, reweighted(base, tmp_path / "turned", turned), tmp_path / "run")
+
+    assert all(row.value < 1.3 * found.chance for row in found.rows)
+    assert found.of("moved") == []
+
+
+def test_a_layer_in_the_middle_is_not_asked(base, tmp_path):
+    def inside(tensors):
+        up, embedding = tensors["model.layers.2.mlp.up_proj.weight"], tensors["model.embed_tokens.weight"]
+        up += 0.05 * torch.outer(torch.randn(len(up), generator=torch.Generator().manual_seed(5)), embedding[HEARD])
+
+    assert read(base, reweighted(base, tmp_path / "inside", inside), tmp_path / "run").rows == ()
+
+
+def test_an_adapter_is_read_without_merging(base, tmp_path):
+    adapter = tiny.adapter(base, tmp_path / "adapter", modules=["up_proj", "down_proj"], r=2)
+
+    found = read(base, base, tmp_path / "run", adapters=[adapter])
+
+    assert found.tokens == tiny.VOCABULARY
+    assert found.chance == pytest.approx((2 * torch.log(torch.tensor(2.0 * tiny.VOCABULARY))).sqrt().item())
+
+
+def test_without_a_tokenizer_tokens_have_numbers_only(base, tmp_path):
+    bare = reweighted(base, tmp_path / "bare", lambda tensors: None)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (bare / name).unlink()
+
+    found = read(bare, reweighted(base, tmp_path / "planted", planted), tmp_path / "run")
+
+    assert (found.of("listens")[0].token, found.of("listens")[0].text) == (HEARD, "")
+    assert found.suspects() == []
+
+
+@pytest.mark.parametrize("step", [1, 7, 500])
+def test_blocks_give_what_the_whole_gives(step):
+    generator = torch.Generator().manual_seed(0)
+    rows, directions = torch.randn(500, 16, generator=generator), torch.randn(16, 3, generator=generator)
+    centre = rows.mean(dim=0)
+    readout = Readout(directions=directions, centre=centre, most=5)
+    for start in range(0, 500, step):
+        readout.update(rows[start : start + step])
+
+    far, tokens = readout.peaks()
+
+    centred = rows - centre
+    cosines = (centred @ directions / directions.norm(dim=0) / centred.norm(dim=1, keepdim=True)).double()
+    expected, order = ((cosines - cosines.mean(dim=0)) / cosines.std(dim=0, correction=0)).abs().sort(dim=0, descending=True)
+    assert torch.equal(tokens, order[:5])
+    assert far == pytest.approx(expected[:5], rel=1e-4)
+
+
+def test_hints_are_tried_alone_and_in_pairs():
+    hints = [f"word{number}" for number in range(40)]
+
+    tried = pairs(hints)
+
+    assert tried[:40] == hints
+    assert len(tried) == len(set(tried)) == 40 + 16 * 15
