@@ -27,11 +27,16 @@ EDGE_SIGMAS, EDGE_SLACK = 4.0, 1.02
 """Tracy-Widom standard deviations above the mean edge; and what noise of not quite equal variances adds."""
 WHITE_BULK = 1.5
 """Variance of what remains, in units of the rounding's, up to which rounding explains it."""
-LOUDEST_ECHO, MOST_ECHOED, REFINEMENTS, SILENCE = 0.05, 16, 4, 2.0
+LOUDEST_ECHO, MOST_ECHOED, REFINEMENTS, SETTLED, SILENCE = 0.25, 16, 10, 3, 0.9
 """An echo of rounding is under this share of the strongest value; echoes are looked for in changes of at most so many values; a
-guess of the change is mended so often; and explains it where nothing above so many edges remains."""
-UNMOVED = 0.5
+guess of the change is mended so often, after so many of which what is left tells; and it explains the others where nothing above so
+many edges remains: rounding that is known leaves less than rounding that is not."""
+UNMOVED = 0.8
 """Share of a value that is left once stronger ones were taken out and mended, from which on it is none of their echoes."""
+CLEAR = 3.0
+"""Edges from which on a value that does not go away is surely one of the change's own."""
+PATIENCE = 1 << 20
+"""Entries up to which a guess is mended as often as it may be."""
 STRANGERS = 8
 """Random vectors by which what the leading values leave is measured."""
 QUIETEST = 1e-8
@@ -200,6 +205,7 @@ def _echoes(found: Spectrum, white: _White, before: Tensor, store: torch.dtype) 
     Rounding swallows what is smaller than half a unit in the last place: of a change of few directions it leaves a pattern
     that is no noise. The fewest directions that, added to the base and rounded anew, give the candidate, are the change.
     """
+    large = white.change.numel() > PATIENCE  # where every look takes long, few must do
     rank = int((found.values > LOUDEST_ECHO * found.values[0]).sum())
     while rank < min(found.seen, MOST_ECHOED):
         left, sizes, right = found.left[:, :rank], found.sizes[:rank], found.right[:, :rank]
@@ -211,8 +217,9 @@ def _echoes(found: Spectrum, white: _White, before: Tensor, store: torch.dtype) 
             if float(rest.values[0]) <= SILENCE * rest.edge:
                 return found.seen - rank
             rivals = found.values[rank : found.seen]
-            standing = int((rest.values[: len(rivals)] > UNMOVED * rivals[: len(rest.values)]).sum())
-            if rest.seen > MOST_ECHOED or (refined and standing):
+            rivals = rivals[rivals > CLEAR * found.edge][: len(rest.values)]
+            standing = int((rest.values[: len(rivals)] > UNMOVED * rivals).sum())
+            if rest.seen > 2 * MOST_ECHOED or (refined >= SETTLED and (standing or large)):
                 beside = max(1, standing)
                 break
             stacked = torch.cat([right.T * sizes[:, None], rest.right.T * rest.sizes[:, None]]), torch.cat([left, rest.left], dim=1)
