@@ -257,15 +257,16 @@ def test_a_tiny_rate_moves_the_share_of_entries_it_is_asked_for():
 
 
 def test_what_can_be_seen_of_an_adapter_is_counted_against_the_rounding():
-    strong, weak = (planted(cell(("lora-merge", "rank 64, q and v, Gaussian", strength, 0)).edited(), []) for strength in (0.03, 0.003))
-    name = base(0).linear(("q",))[0]
+    strong, weak = (planted(cell(("lora-merge", "rank 64, q and v, Gaussian", strength, 0)).edited(), {}) for strength in (0.03, 0.003))
+    names = base(0).linear(("q",))
 
-    by_tensor = planted(cell(("lora-merge", "rank 1, q and v, Gaussian", 0.03, 0)).edited(), [(name, 1.0), ("elsewhere", 2.0)])
+    said = {names[0]: 1, names[1]: 2, names[2]: 4, "elsewhere": 1}
+    one = planted(cell(("lora-merge", "rank 1, q and v, Gaussian", 0.03, 0)).edited(), said)
 
     assert (strong["rank"], strong["plain"]["most"], strong["whitened"]["least"]) == (64, 64, 64)
     assert weak["plain"]["most"] < weak["whitened"]["most"] <= 64
-    assert by_tensor["by_tensor"] == [[name, 1.0, 1, 1]]
-    assert by_tensor["plain"]["clear"]
+    # Of twelve matrices nine were said to have no rank, which is within 1 of the one they have.
+    assert (one["tensors"], one["plain"]["near"], one["plain"]["clear"], one["plain"]["exact"]) == (12, 11, 12, 1)
 
 
 def result(label: str | None, *, status: str = "NO_FINDING", claim: str = "It is that.", **evidence: float) -> dict:
@@ -295,14 +296,14 @@ def test_a_record_is_read_as_right_wrong_or_unresolved(capsys):
     refused = wrong | {"label": None, "status": "REFUSED", "claim": "They differ | in shape."}
     assert (outcome(refused), called(refused)) == ("wrong", "(refused)")
 
-    visible = {"least": 4, "median": 4.0, "most": 4, "clear": True}
-    right["planted"] = {"rank": 4, "plain": visible, "whitened": visible, "by_tensor": []}
+    visible = {"least": 4, "median": 4.0, "most": 4, "near": 9, "clear": 6, "exact": 5}
+    right["planted"] = {"rank": 4, "tensors": 12, "plain": visible, "whitened": visible}
     show([right, wrong, refused, *unresolved])
     shown = capsys.readouterr().out
-    assert "| lora-merge | 0.01 | 6 | 3 (50 %) | 1 of 3 (1 % to 91 %) |" in shown
+    assert "| lora-merge | 0.01 | 6 | 3 (50 %) | 1 of 3 (0.8 % to 90.6 %) |" in shown
     assert "| lora-merge | (unresolved) 3, lora-merge 1, full-finetune 1, (refused) 1 |" in shown
     assert r"They differ \| in shape." in shown
-    assert "| whitened | 1 | 1 of 1 (3 % to 100 %) | 1 of 1 (3 % to 100 %) | 1 of 1 (3 % to 100 %) |" in shown
+    assert "| whitened | 12 | 9 of 12 (42.8 % to 94.5 %) | 5 of 6 (35.9 % to 99.6 %) |" in shown
 
 
 def test_parents_are_told_only_where_there_are_any():
@@ -322,6 +323,8 @@ def test_a_cell_is_put_to_the_command_and_what_it_says_is_kept(tmp_path, monkeyp
         finding = Finding(
             id=f"{CHECK}/lora-merge", check=CHECK, label="lora-merge", severity="info", confidence="high", claim="So.", evidence=(seen,)
         )
+        names = [pair.name for pair in case.pairs]
+        case.keep_arrays(CHECK, {"tensor": np.array(names), "rank": np.ones(len(names), dtype=int)})
         return CheckResult(check=CHECK, configuration=case.configuration, status=Status.NO_FINDING, findings=(finding,), evidence=(seen,))
 
     known = [check for check in all_checks() if check.id != CHECK] + [Check(id=CHECK, question="Which edit?", cost="weights", run=look)]
@@ -332,6 +335,6 @@ def test_a_cell_is_put_to_the_command_and_what_it_says_is_kept(tmp_path, monkeyp
 
     assert (outcome(made), called(made), made["told"], made["base"]) == ("right", "lora-merge", False, "llama bfloat16")
     assert (made["tensors_moved"], round(made["moved_where_edited"], 3)) == (12, 0.03)
-    assert made["planted"]["whitened"] == {"least": 1, "median": 1, "most": 1, "clear": True}
+    assert made["planted"]["whitened"] == {"least": 1, "median": 1, "most": 1, "near": 12, "clear": 12, "exact": 12}
     assert json.loads(json.dumps(made))["ranks"] == [["model.norm.weight", 1.0]]
     assert [folder.name for folder in tmp_path.iterdir()] == ["base-llama-bfloat16-0"]

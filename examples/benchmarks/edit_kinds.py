@@ -21,6 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -72,8 +73,9 @@ def examine(cell: Cell, root: Path) -> Row:
         **said,
         **moved(cell.base(), edited.candidate),
     }
+    ranks = row.pop("tensor_ranks", {})
     if cell.variant.kind == "lora-merge":
-        row["planted"] = planted(edited, row["ranks"])
+        row["planted"] = planted(edited, ranks)
     return row | {"made_seconds": round(made, 2), "seconds": round(seconds, 2)}
 
 
@@ -119,7 +121,9 @@ def ask(words: Sequence[str], out: Path) -> Row:
         crash = done.exception is not None and not isinstance(done.exception, SystemExit)
         told = repr(done.exception) if crash else done.stderr.strip().partition("\n")[0]
         return {"status": "CRASHED" if crash else "REFUSED", "label": None, "claim": told, "below": False, "ranks": [], "size": None}
-    return heard(next(one for one in results if one["check"] == CHECK))
+    with np.load(out / "arrays" / f"{CHECK}.npz") as arrays:
+        ranks = dict(zip(arrays["candidate/tensor"].tolist(), arrays["candidate/rank"].tolist(), strict=True))
+    return heard(next(one for one in results if one["check"] == CHECK)) | {"tensor_ranks": ranks}
 
 
 def heard(result: Row) -> Row:
@@ -164,30 +168,30 @@ def _root(squares: Any) -> float:
 # What of an adapter can be seen
 
 
-def planted(edited: Edited, said: Sequence[Sequence[Any]]) -> Row:
-    """How many singular values of the unrounded update stand above what rounding the candidate does, plainly and whitened."""
+def planted(edited: Edited, said: dict[str, int]) -> Row:
+    """How many singular values of the unrounded update stand above what rounding the candidate does, plainly and whitened.
+
+    `near` of the `tensors` have a rank within 1 of that by what was `said` of them. `clear` ones, whose smallest value is over twice
+    the edge, should have it exactly, as `exact` of them do.
+    """
     counts: dict[str, list[int]] = {"plain": [], "whitened": []}
-    clear = {"plain": True, "whitened": True}
-    by_name: dict[str, tuple[int, int]] = {}
+    hits: dict[str, Counter[str]] = {"plain": Counter(), "whitened": Counter()}
     for number, (name, (left, right)) in enumerate(edited.factors.items()):
         step = ulp(edited.candidate.read(name), edited.candidate.tensors[name].dtype).double()
         rows, columns = spread(step)
+        rank = left.shape[1]
         draws = [np.random.default_rng([number, draw]).uniform(-0.5, 0.5, tuple(step.shape)) for draw in range(DRAWS)]
-        seen = []
         for way, over_rows, over_columns in (("plain", torch.ones_like(rows), torch.ones_like(columns)), ("whitened", rows, columns)):
             scaled = [torch.from_numpy(draw) * step / over_rows[:, None] / over_columns for draw in draws]
             edge = statistics.fmean(largest(values) for values in scaled)
             true = product_values(left.double() / over_rows[:, None], right.double() / over_columns)
             counts[way].append(int((true > edge).sum()))
-            clear[way] = clear[way] and bool(true.min() > 2 * edge)
-            seen.append(counts[way][-1])
-        by_name[name] = seen[0], seen[1]
+            found, clear = said.get(name, 0), bool(true[:rank].min() > 2 * edge)
+            hits[way].update(near=abs(found - counts[way][-1]) <= 1, clear=clear, exact=clear and found == rank)
     ways = {
-        way: {"least": min(found), "median": statistics.median(found), "most": max(found), "clear": clear[way]}
-        for way, found in counts.items()
+        way: {"least": min(found), "median": statistics.median(found), "most": max(found), **hits[way]} for way, found in counts.items()
     }
-    tensors = [[where, value, *by_name[where]] for where, value in said if where in by_name]
-    return {"rank": next(iter(edited.factors.values()))[0].shape[1], **ways, "by_tensor": tensors}
+    return {"rank": next(iter(edited.factors.values()))[0].shape[1], "tensors": len(edited.factors), **ways}
 
 
 def spread(step: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -84,16 +84,16 @@ def _accuracy(columns: tuple[str, ...], rows: Iterable[Row], name: Callable[[Row
     for names, outcomes in [*groups.items(), *([(("all", "-")[: len(columns)], every)] if every else [])]:
         n, resolved = len(outcomes), [one for one in outcomes if one != "unresolved"]
         below = n - len(resolved)
-        lines.append((*names, n, f"{below} ({100 * below / n:.0f} %)" if below else "-", _counted(one == "right" for one in resolved)))
+        lines.append((*names, n, f"{below} ({100 * below / n:.0f} %)" if below else "-", share(resolved.count("right"), len(resolved))))
     table((*columns, "cells", "below resolution", "right of resolved (95 % interval)"), lines)
 
 
-def _counted(hits: Iterable[bool]) -> str:
-    found = list(hits)
-    if not found:
+def share(hits: int, n: int) -> str:
+    """Hits of so many, with the 95 % interval."""
+    if not n:
         return "-"
-    low, high = interval(sum(found), len(found))
-    return f"{sum(found)} of {len(found)} ({low:.0f} % to {high:.0f} %)"
+    low, high = interval(hits, n)
+    return f"{hits} of {n} ({low:.1f} % to {high:.1f} %)"
 
 
 def _ranks(rows: list[Row]) -> None:
@@ -110,24 +110,18 @@ def _ranks(rows: list[Row]) -> None:
 
 
 def _rank_agreement(rows: list[Row]) -> None:
-    """How often the rank that was said is what can be seen."""
-    heard = [(row["planted"], value) for row in rows if (value := rank_said(row)) is not None]
-    lines: list[tuple[str, int, str, str, str]] = []
-    for way in WAYS if heard else ():
-        near = [_counted(abs(value - true[way][which]) <= 1 for true, value in heard) for which in ("most", "median")]
-        clear = _counted(value == true["rank"] for true, value in heard if true[way]["clear"])
-        lines.append((way, len(heard), near[0], near[1], clear))
-    pairs = [pair for row in rows for pair in row["planted"]["by_tensor"]]
-    for column, way in enumerate(WAYS if pairs else (), 2):
-        lines.append((f"{way}, tensor by tensor", len(pairs), _counted(abs(pair[1] - pair[column]) <= 1 for pair in pairs), "-", "-"))
-    columns = (
-        "rank against",
-        "said",
-        "within 1 of the most in any tensor",
-        "within 1 of the median",
-        "exact where the smallest is over twice the edge",
+    """How often the rank that was said of a matrix is what can be seen of it."""
+    lines = []
+    for way in WAYS if rows else ():
+        total = {
+            name: sum(row["planted"][name] if name == "tensors" else row["planted"][way][name] for row in rows)
+            for name in ("tensors", "near", "clear", "exact")
+        }
+        lines.append((way, total["tensors"], share(total["near"], total["tensors"]), share(total["exact"], total["clear"])))
+    table(
+        ("edge", "matrices", "rank within 1 of the values above the edge", "exactly r where the smallest value is over twice the edge"),
+        lines,
     )
-    table(columns, lines)
 
 
 def rank_said(row: Row) -> float | None:
