@@ -199,7 +199,7 @@ def trained_factors(
         for _ in range(steps):
             loss = ((inputs @ right.mT) @ left.mT - wanted).square().mean()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # of torch
+            torch.autograd.backward(loss)
             optimizer.step()
         for place, index in enumerate(where):
             found[index] = left[place].detach(), right[place].detach()
