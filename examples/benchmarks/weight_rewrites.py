@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from weight_bases import HEAD, HEADS, HIDDEN, KV_HEADS, Weights, gaussian, stored
-from weight_edits import Edit, Edited, Rng, full, lora, norm, quantised, smallest
+from weight_edits import Edit, Edited, Rng, norm, quantised
+from weight_places import smallest
+from weight_tunes import full, lora
 
 # Merges
 
