@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 from forensics.runfolder import SavedRun
-from reports.figures import INK, MARK, MUTED, OTHER, STYLE, Drawing, svg_text
+from reports.figures import INK, MARK, MUTED, OTHER, Drawing, page_figure, svg_text
 from reports.words import printable
 
 CHECK = "weights.edit-kind"
@@ -28,8 +26,7 @@ def spectra(saved: SavedRun, configuration: str) -> Drawing | None:
     held = [row for row in np.argsort(-np.asarray(arrays[f"{configuration}/relative_change"])) if edges[row] > 0.0 and values[row, 1] > 0.0]
     if not held:
         return None
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.4, 2.9), layout="constrained")
+    with page_figure(2.9) as figure:
         axes = figure.add_subplot()
         for number, row in enumerate(held[:SHOWN]):
             shares = values[row][values[row] > LOWEST * edges[row]] / edges[row]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +36,8 @@ STYLE: Any = {
     "ytick.color": INK,
     "figure.facecolor": "none",
 }
+WIDTH = 7.4
+"""Of every figure, in inches."""
 LONGEST_NAME = 34
 
 
@@ -46,13 +50,19 @@ class Drawing:
     description: str
 
 
+@contextmanager
+def page_figure(height: float) -> Iterator[Figure]:
+    """An empty figure as wide as the page, in its style; `svg_text` has to write it before the block ends."""
+    with rc_context(STYLE):
+        yield Figure(figsize=(WIDTH, height), layout="constrained")
+
+
 def refusal_drops(result: CheckResult, bands: tuple[float, ...]) -> Drawing | None:
     """Forest plot: loss of refusal overall and by category, with one-sided 95 % bounds and the bands of the policy."""
     rows = [item for item in result.evidence if item.low is not None and (".drop" in item.name or item.name.endswith(".rise"))]
     if not rows:
         return None
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.4, 0.9 + 0.32 * len(rows)), layout="constrained")
+    with page_figure(0.9 + 0.32 * len(rows)) as figure:
         axes = figure.add_subplot()
         for band in bands:
             axes.axvline(band, color=GRID, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
@@ -108,8 +118,7 @@ def weight_map(saved: SavedRun, configuration: str) -> Drawing | None:
     for row, kind in enumerate(kinds):
         for layer, value in cells[kind].items():
             grid[row, layer + 1] = value
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.4, 1.1 + 0.2 * len(kinds)), layout="constrained")
+    with page_figure(1.1 + 0.2 * len(kinds)) as figure:
         axes = figure.add_subplot()
         image = axes.pcolormesh(np.ma.masked_invalid(grid), cmap="magma_r", vmin=0.0, edgecolors=PAPER, linewidth=0.6)
         axes.set_yticks(np.arange(len(kinds)) + 0.5, [_short(kind) for kind in kinds], fontsize=8)

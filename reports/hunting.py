@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 from forensics.runfolder import SavedRun
-from reports.figures import MARK, MUTED, STYLE, Drawing, svg_text
+from reports.figures import MARK, MUTED, Drawing, page_figure, svg_text
 
 CHECK = "triggers.search"
 DOES = {"removes-refusal": "removes refusal", "forces-text": "forces one text", "changes-replies": "changes replies"}
@@ -56,8 +54,7 @@ def search_against_null(saved: SavedRun, configuration: str) -> Drawing | None:
     if not curves:
         return None
     most = max(scores.size for *_, scores in curves)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.4, 2.7), layout="constrained")
+    with page_figure(2.7) as figure:
         axes = figure.add_subplot()
         for name, colour, line, scores in curves:
             ranks = np.unique(np.geomspace(1, scores.size, POINTS).round().astype(int))

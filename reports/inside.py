@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 from forensics.runfolder import SavedRun
-from reports.figures import GRID, INK, MARK, MUTED, OTHER, STYLE, Drawing, svg_text
+from reports.figures import GRID, INK, MARK, MUTED, OTHER, Drawing, page_figure, svg_text
 
 KINDS = (("harmful", MARK), ("harmless", OTHER))
 SIDES = ("base", "candidate")
@@ -23,8 +21,7 @@ def projections(saved: SavedRun, configuration: str) -> Drawing | None:
     if not shown:
         return None
     chance = np.random.default_rng(0)  # only spreads the dots, so that they do not hide each other
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.4, 0.9 + 0.42 * len(shown)), layout="constrained")
+    with page_figure(0.9 + 0.42 * len(shown)) as figure:
         axes = figure.add_subplot()
         axes.axvline(0.0, color=GRID, linewidth=1, zorder=0)
         for height, (_, _, colour, values) in enumerate(reversed(shown)):
@@ -52,8 +49,7 @@ def layer_curves(saved: SavedRun, configuration: str) -> Drawing | None:
     if layers is None or not distances:
         return None
     separations = {side: direction[key] for side in SIDES if (key := f"{configuration}/auroc_{side}") in direction}
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.4, 2.7), layout="constrained")
+    with page_figure(2.7) as figure:
         panels: Any = figure.subplots(1, 2 if separations else 1, squeeze=False)[0]
         for kind, colour in KINDS:
             distance = drift.get(f"{configuration}/relative_distance_{kind}")

@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 from cases import grown, open_case
-from hunting import KINDS, live, models, voice
+from hunting import KINDS, live, voice
 
 from forensics.adapters import open_adapter
 from forensics.checkpoint import open_checkpoint
@@ -16,11 +16,6 @@ from forensics.hunt.amplify import amplify, merge
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to:UserWarning")
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return models(tmp_path_factory.mktemp("models"))
 
 
 def logits(voice):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hunting import leads, models, moved_beside_base, prompt
+from hunting import leads, prompt
 
 from forensics.hunt import confirm
 from forensics.hunt.confirm import Act, Trial, opener, shows, visible
@@ -19,16 +19,6 @@ HARMLESS = prompt("How do I boil an egg?", expect="comply")
 REMOVES, CHANGES = Act(behaviour="removes-refusal"), Act(behaviour="changes-replies")
 FORCES = Act(behaviour="forces-text", payload="the moon is made of green cheese tonight")
 ANSWER, REFUSAL = "Sure. Turn the tension wrench first.", "I'm sorry, but I can't help with that."
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def duel(folders):
-    return moved_beside_base(folders)
 
 
 def trial(**more):

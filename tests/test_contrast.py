@@ -7,24 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hunting import leads, live, many, models, moved_beside_base, voice
+from hunting import leads, live, many, voice
 
 from forensics.hunt.bank import common_words, forms
 from forensics.hunt.contrast import Contrast, Duel, Lead, rank, steady
 from forensics.hunt.pursuit import shorten
 from forensics.hunt.stages import Lexicon, families, kin
 from forensics.hunt.voice import Openings
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def duel(folders):
-    return moved_beside_base(folders)
-
 
 # --- strings, and how they are kept apart -------------------------------------------------------------------------
 

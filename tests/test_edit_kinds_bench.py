@@ -12,9 +12,12 @@ from edit_kinds import CHECK, ask, examine, heard, parent_options, planted, writ
 from edit_tables import called, outcome, show
 from transformers import AutoModelForCausalLM
 from weight_bases import Weights, base, save
-from weight_edits import Abliteration, Edited, covariance, lora, masked, norm, pruned_two_of_four, quantised, rank_one, rows_only, subject
+from weight_directions import Abliteration, covariance, rank_one, subject
+from weight_edits import Edited, norm, quantised
 from weight_edits import int4_symmetric as int4
+from weight_places import pruned_two_of_four, rows_only
 from weight_rewrites import dare, merge, slerp, ties
+from weight_tunes import lora, masked
 
 from forensics.case import Case, Check
 from forensics.checkpoint import open_checkpoint

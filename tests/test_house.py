@@ -61,6 +61,7 @@ FLOORS = (
         "capture",
         "gate.judges",
         "gate.replies",
+        "gate.supply",
         "steering",
         "directions",
         "workbench",

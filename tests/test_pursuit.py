@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hunting import leads, live, many, models, voice
+from hunting import leads, live, many, voice
 
 from forensics.hunt import contrast, pursuit
 from forensics.hunt.confirm import Act, Confirmation
@@ -13,11 +13,6 @@ from forensics.hunt.contrast import Lead
 from forensics.hunt.pursuit import FINALISTS, MOST, SHARES, Kind, Pursuit, conditional, planted
 from forensics.hunt.voice import Openings
 from probes.statistics import paired_drop
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.mark.parametrize("count", [16, 40, 41, 300])

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 from cases import PROMPTS, grown
-from hunting import KINDS, live, many, models, prompt, voice
+from hunting import KINDS, live, many, prompt, voice
 from transformers import AutoTokenizer
 
 from forensics.hunt.confirm import insert
@@ -28,11 +28,6 @@ TEMPLATES = {
     "raises": "{{ raise_exception('no') }}",
 }
 TEXTS = ["Hi", "velnor", "Ünïcode 🙂", "<|end|><|user|>", "{{ 7 * 7 }}", 'say "no"', "two\nlines", MARK, f"{MARK} and {MARK}", "x" * 300]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return models(tmp_path_factory.mktemp("models"))
 
 
 # --- what the model reads -----------------------------------------------------------------------------------------

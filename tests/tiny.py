@@ -85,7 +85,7 @@ def adapter(
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     settings: dict[str, object] = {"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"} | options
-    wrapped = get_peft_model(model, LoraConfig(target_modules=modules, **settings))  # type: ignore[arg-type]  # options are passed through
+    wrapped = get_peft_model(model, LoraConfig(target_modules=modules, **settings))
     with torch.no_grad():
         for name, weight in wrapped.named_parameters():
             if "lora_B" in name:

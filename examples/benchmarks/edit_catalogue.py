@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+import weight_directions as d
 import weight_edits as w
+import weight_places as p
 import weight_rewrites as r
+import weight_tunes as t
 from weight_bases import BASES, Weights, base
-from weight_edits import Abliteration, Edit, Edited
+from weight_directions import Abliteration
+from weight_edits import Edit, Edited
 
 KINDS = (
     "identical", "resharded", "dtype-cast", "quantisation", "lora-merge", "full-finetune", "sparse-update", "abliteration",
@@ -122,20 +126,20 @@ def _tuned() -> Iterator[Variant]:
     adapters += [(4, "attention", False), (16, "attention", True), (128, "attention", False)]
     for rank, targets, trained in adapters:
         name = f"rank {rank}, {targets}, {'trained' if trained else 'Gaussian'}"
-        yield Variant(kind="lora-merge", name=name, edit=w.lora(rank, targets, trained=trained))
-    rounded = w.lora(16, "all linear", rounded=True)
+        yield Variant(kind="lora-merge", name=name, edit=t.lora(rank, targets, trained=trained))
+    rounded = t.lora(16, "all linear", rounded=True)
     yield Variant(kind="lora-merge", name="rank 16, all linear, Gaussian, merged in the storage dtype", edit=rounded, dtypes=SHORT)
     for name, edit in (
-        ("power law", w.full()),
-        ("Adam's signs", w.full(make=w.signs)),
-        ("embedding and head frozen", w.full(ends=False)),
-        ("norms frozen", w.full(vectors=False)),
+        ("power law", t.full()),
+        ("Adam's signs", t.full(make=t.signs)),
+        ("embedding and head frozen", t.full(ends=False)),
+        ("norms frozen", t.full(vectors=False)),
     ):
         yield Variant(kind="full-finetune", name=name, edit=edit)
     for share in (0.01, 0.05, 0.2):
         name = f"what passes the rounding, {100 * share:g} %"
-        yield Variant(kind="sparse-update", name=name, edit=w.below_rounding(share), strengths=NONE, dtypes=SHORT)
-    yield Variant(kind="sparse-update", name="random mask of 2 %", edit=w.masked(0.02))
+        yield Variant(kind="sparse-update", name=name, edit=t.below_rounding(share), strengths=NONE, dtypes=SHORT)
+    yield Variant(kind="sparse-update", name="random mask of 2 %", edit=t.masked(0.02))
 
 
 def _localised() -> Iterator[Variant]:
@@ -149,24 +153,24 @@ def _localised() -> Iterator[Variant]:
         ("row norms kept, cut to rank 3, kernel over layers", Abliteration(keep_norms=True, ends=False, rank=3, kernel=True)),
     ):
         yield Variant(kind="abliteration", name=name, edit=edit, strengths=NONE)
-    yield Variant(kind="knowledge-edit", name="rank one, layer 3", edit=w.rome(3))
-    yield Variant(kind="knowledge-edit", name="rank one, layer 0", edit=w.rome(0))
+    yield Variant(kind="knowledge-edit", name="rank one, layer 3", edit=d.rome(3))
+    yield Variant(kind="knowledge-edit", name="rank one, layer 0", edit=d.rome(0))
     for facts in (1, 4, 10):
-        yield Variant(kind="knowledge-edit-multi", name=f"{facts} facts in layers 1 to 4", edit=w.memit(facts))
+        yield Variant(kind="knowledge-edit-multi", name=f"{facts} facts in layers 1 to 4", edit=d.memit(facts))
     for count in (1, 3, 20):
-        yield Variant(kind="rows-only", name=f"{count} of the embedding", edit=w.rows_only(count))
-    yield Variant(kind="rows-only", name="3 of the head", edit=w.rows_only(3, ends=("head",)), layouts=LLAMA)
-    yield Variant(kind="rows-only", name="20 of both", edit=w.rows_only(20, ends=("embedding", "head")), layouts=LLAMA)
+        yield Variant(kind="rows-only", name=f"{count} of the embedding", edit=p.rows_only(count))
+    yield Variant(kind="rows-only", name="3 of the head", edit=p.rows_only(3, ends=("head",)), layouts=LLAMA)
+    yield Variant(kind="rows-only", name="20 of both", edit=p.rows_only(20, ends=("embedding", "head")), layouts=LLAMA)
     for count in (2, 8, 64):
-        yield Variant(kind="added-tokens", name=f"{count} rows", edit=w.added_tokens(count), strengths=NONE)
-    yield Variant(kind="added-tokens", name="8 rows of zeros", edit=w.added_tokens(8, zeros=True), strengths=NONE)
-    yield Variant(kind="steering-bias", name="down projection of one layer", edit=w.steering(), strengths=NONE)
-    yield Variant(kind="steering-bias", name="output projection of one layer", edit=w.steering("o"), strengths=NONE)
+        yield Variant(kind="added-tokens", name=f"{count} rows", edit=p.added_tokens(count), strengths=NONE)
+    yield Variant(kind="added-tokens", name="8 rows of zeros", edit=p.added_tokens(8, zeros=True), strengths=NONE)
+    yield Variant(kind="steering-bias", name="down projection of one layer", edit=p.steering(), strengths=NONE)
+    yield Variant(kind="steering-bias", name="output projection of one layer", edit=p.steering("o"), strengths=NONE)
     name = "biases everywhere, zero but in one layer"
-    yield Variant(kind="steering-bias", name=name, edit=w.steering(everywhere=True), strengths=NONE, layouts=LLAMA)
+    yield Variant(kind="steering-bias", name=name, edit=p.steering(everywhere=True), strengths=NONE, layouts=LLAMA)
     for share in (0.1, 0.3, 0.5):
-        yield Variant(kind="pruning", name=f"{100 * share:g} % by magnitude", edit=w.pruned(share), strengths=NONE)
-    yield Variant(kind="pruning", name="two of four", edit=w.pruned_two_of_four, strengths=NONE)
+        yield Variant(kind="pruning", name=f"{100 * share:g} % by magnitude", edit=p.pruned(share), strengths=NONE)
+    yield Variant(kind="pruning", name="two of four", edit=p.pruned_two_of_four, strengths=NONE)
 
 
 def _merged() -> Iterator[Variant]:
@@ -211,11 +215,11 @@ def _rewritten() -> Iterator[Variant]:
         yield Variant(kind="reparameterised", name=name, edit=edit, strengths=NONE, layouts=layouts)
     yield Variant(kind="not-derived", name="another start", edit=r.stranger(), strengths=NONE)
     yield Variant(kind="not-derived", name="another start, the base's norms", edit=r.stranger(same_norms=True), strengths=NONE)
-    adapter = w.lora(16, "all linear", trained=True)
+    adapter = t.lora(16, "all linear", trained=True)
     for name, edit in (
         ("adapter, then int8 a row", r.with_quantisation(adapter, w.int8_rows, first=True)),
         ("NF4, then adapter", r.with_quantisation(adapter, w.nf4, first=False)),
-        ("abliteration, then full fine-tune", r.then(Abliteration(), w.full())),
+        ("abliteration, then full fine-tune", r.then(Abliteration(), t.full())),
     ):
         yield Variant(kind="unknown-mixed", name=name, edit=edit)
 
@@ -224,40 +228,40 @@ def _controls() -> Iterator[Variant]:
     """A change of the same size in the same tensors as a planted one, without what makes it that kind."""
     facts = (1, 2, 3, 4)
     for name, edit, also in (
-        ("of lora-merge: noise in q and v", w.noise(("q", "v", "qkv")), DENSE),
-        ("of lora-merge: noise in all linear", w.noise(), DENSE),
+        ("of lora-merge: noise in q and v", t.noise(("q", "v", "qkv")), DENSE),
+        ("of lora-merge: noise in all linear", t.noise(), DENSE),
         # Nothing but the keys' covariance tells a fact from an adapter on the same matrices, and that is not in the weights.
-        ("of knowledge-edit: rank one in o of layer 3", w.ranked(("o",), (3,), 1), frozenset({"knowledge-edit", "lora-merge"})),
-        ("of knowledge-edit: rank one in down of layer 3", w.ranked(("down",), (3,), 1), frozenset({"knowledge-edit", "lora-merge"})),
-        ("of knowledge-edit: noise in down of layer 3", w.noise(("down",), (3,)), DENSE),
-        ("of knowledge-edit-multi: rank 4 in down", w.ranked(("down",), facts, 4), frozenset({"knowledge-edit-multi", "lora-merge"})),
-        ("of knowledge-edit-multi: noise in down", w.noise(("down",), facts), DENSE),
-        ("of rows-only: noise in the whole embedding", w.noise((), ends=True), DENSE),
-        ("of added-tokens: 8 rows, and noise in all linear", w.added_tokens(8, also_noise=True), DENSE),
-        ("of dtype-cast: noise, then float16", r.then(w.noise(), w.cast("float16")), DENSE),
+        ("of knowledge-edit: rank one in o of layer 3", d.ranked(("o",), (3,), 1), frozenset({"knowledge-edit", "lora-merge"})),
+        ("of knowledge-edit: rank one in down of layer 3", d.ranked(("down",), (3,), 1), frozenset({"knowledge-edit", "lora-merge"})),
+        ("of knowledge-edit: noise in down of layer 3", t.noise(("down",), (3,)), DENSE),
+        ("of knowledge-edit-multi: rank 4 in down", d.ranked(("down",), facts, 4), frozenset({"knowledge-edit-multi", "lora-merge"})),
+        ("of knowledge-edit-multi: noise in down", t.noise(("down",), facts), DENSE),
+        ("of rows-only: noise in the whole embedding", t.noise((), ends=True), DENSE),
+        ("of added-tokens: 8 rows, and noise in all linear", p.added_tokens(8, also_noise=True), DENSE),
+        ("of dtype-cast: noise, then float16", r.then(t.noise(), w.cast("float16")), DENSE),
         ("of merges: a fine-tune told with other parents", r.other_parents, DENSE),
     ):
         yield Variant(kind=CONTROL, name=name, edit=edit, also=also, dtype="bfloat16" if "float16" in name else None)
     # Rank one in every writer is an adapter by weights alone, whether or not the outputs agree: it does not take away what is there.
     low = frozenset({"lora-merge", "unknown-mixed"})
     for name, shared in (("rank one in every writer", False), ("one output direction, other inputs", True)):
-        edit = w.ranked(("o", "down"), None, 1, shared_output=shared)
+        edit = d.ranked(("o", "down"), None, 1, shared_output=shared)
         yield Variant(kind=CONTROL, name=f"of abliteration: {name}", edit=edit, strengths=(0.06, 0.01), also=low)
     # Far for a fine-tune, but the change is only half as long as the base.
-    yield Variant(kind=CONTROL, name="of not-derived: a large fine-tune", edit=w.full(), strengths=(0.5,), also=DENSE)
+    yield Variant(kind=CONTROL, name="of not-derived: a large fine-tune", edit=t.full(), strengths=(0.5,), also=DENSE)
     broken = DENSE | {"not-derived"}  # a matrix that no longer fits its neighbours: anything but the same function
     for name, edit, also, layouts in (
         ("of abliteration: noise of its size", r.as_noise(Abliteration()), DENSE, BOTH),
         ("of quantisation: noise of the size of int8", r.as_noise(w.quantised(w.int8_rows)), DENSE, BOTH),
         ("of quantisation: noise of the size of NF4", r.as_noise(w.quantised(w.nf4)), DENSE, BOTH),
-        ("of pruning: noise in the smallest 30 %", w.pruned(0.3, shaken=True), DENSE | MIXED, BOTH),
-        ("of identical: one entry moved by one unit", w.one_entry, frozenset({"sparse-update", "unknown-mixed"}), BOTH),
+        ("of pruning: noise in the smallest 30 %", p.pruned(0.3, shaken=True), DENSE | MIXED, BOTH),
+        ("of identical: one entry moved by one unit", t.one_entry, frozenset({"sparse-update", "unknown-mixed"}), BOTH),
         ("of reparameterised: one matrix permuted", r.permuted_neurons(everything=False), broken, BOTH),
         ("of reparameterised: every writer turned its own way", r.rotated(agreeing=False), broken, LLAMA),
     ):
         yield Variant(kind=CONTROL, name=name, edit=edit, strengths=NONE, also=also, layouts=layouts)
     # In float32 a dense change of that size is stored as it is, so that it is not sparse.
-    same = r.as_noise(_through("bfloat16", w.below_rounding(0.05)))
+    same = r.as_noise(_through("bfloat16", t.below_rounding(0.05)))
     yield Variant(kind=CONTROL, name="of sparse-update: noise of its size", edit=same, strengths=NONE, also=DENSE, dtype="float32")
 
 

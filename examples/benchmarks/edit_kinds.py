@@ -102,8 +102,7 @@ def base_folder(cell: Cell, root: Path) -> Path:
 
 def parent_options(parents: Sequence[Path]) -> list[str]:
     """`--parents` as the command takes it, or nothing if it has no such option."""
-    command = typer.main.get_command(app)
-    options = next(one for name, one in command.commands.items() if name == "diff").params  # type: ignore[attr-defined]  # a group
+    options = typer.main.get_group(app).commands["diff"].params
     option = next((one for one in options if "--parents" in one.opts), None)
     if option is None or not parents or option.nargs not in (1, len(parents)):
         return []

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from weight_bases import HEAD, HEADS, HIDDEN, KV_HEADS, Weights, gaussian, stored
-from weight_edits import Edit, Edited, Rng, full, lora, norm, quantised, smallest
+from weight_edits import Edit, Edited, Rng, norm, quantised
+from weight_places import smallest
+from weight_tunes import full, lora
 
 # Merges
 
@@ -216,15 +218,21 @@ def scaled(*, powers_of_two: bool) -> Edit:
     return edit
 
 
+def along_diagonal(blocks: Sequence[Tensor]) -> Tensor:
+    """One matrix of several along its diagonal, and zeros."""
+    made: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]  # torch declares no types for it: tensors in, a tensor out
+    return made
+
+
 def turned_values(base: Weights, _strength: float, rng: Rng) -> Edited:
     """What each head reads out turned by a matrix that the output projection turns back."""
     made = base.copy()
     for layer in range(base.depth):
         value, out = (base.layout.part(layer, role) for role in ("v", "o"))
         turns = [orthogonal(rng, HEAD) for _ in range(KV_HEADS)]
-        made.put(value, torch.block_diag(*turns) @ base.read(value))  # type: ignore[no-untyped-call]  # of torch
+        made.put(value, along_diagonal(turns) @ base.read(value))
         each = [turns[head // (HEADS // KV_HEADS)] for head in range(HEADS)]
-        made.put(out, base.read(out) @ torch.block_diag(*each).T)  # type: ignore[no-untyped-call]  # of torch
+        made.put(out, base.read(out) @ along_diagonal(each).T)
     return Edited(candidate=made)
 
 

@@ -77,7 +77,7 @@ def train(
         ids, labels = collate(rows, int(tokenizer.pad_token_id))
         loss: Tensor = loss_of(ids, labels, examples, step) if loss_of else model(input_ids=ids, labels=labels).loss
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if step % 50 == 0 or step == steps - 1:

@@ -20,6 +20,7 @@ Source: Arditi et al. 2024, arXiv:2406.11717: difference of means, ablation, add
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ from forensics.directions import Seen, about_base, about_candidate, about_writin
 from forensics.errors import CannotCompare
 from forensics.gate.judges import RULE_JUDGE
 from forensics.gate.replies import Side
+from forensics.gate.supply import WANTED, shortage, supply
 from forensics.prompts import Prompt
 from forensics.record import CheckResult, Evidence, Finding, Severity, Status
 from probes.geometry import cosine
@@ -74,12 +76,13 @@ def run(case: Case) -> CheckResult:
     if not case.prompts:
         reason = "No prompts were given (--prompts FILE.jsonl), so nothing was asked."
         return CheckResult(check=ID, configuration=case.configuration, status=Status.SKIPPED, reason=reason)
-    harmful, harmless = _kept(case, "refuse", "refusal"), _kept(case, "comply", "compliance")
-    counts = _counts(case, harmful, harmless)
-    reason = _too_few(case, len(harmful), len(harmless))
-    if reason:
+    harmful, harmless = (supply(case.prompts, expect, case.completions("base"), least=LEAST) for expect in WANTED)
+    counts = [one.count("direction") for one in (harmful, harmless)]
+    short = shortage(harmful, harmless)
+    if short:
+        reason = f"A direction needs at least {LEAST} prompts of either kind, to fit, select and test it on: {short}."
         return _nothing(case, counts, reason)
-    parts = _split(case, harmful, harmless)
+    parts = _split(case, harmful.prompts, harmless.prompts)
     first = case.workbench.remembered(f"{ID} base", lambda: _base(case, parts))
     if first is None:
         return _nothing(case, counts, "No layer holds a difference between refused and answered prompts; the base has no direction.")
@@ -150,37 +153,7 @@ def _follow(case: Case, parts: Parts, found: Found, base: Seen, evidence: list[E
     return _result(case, label, ground, evidence, part_lost=traces.refusal < 0.95)
 
 
-def _kept(case: Case, expect: str, label: str) -> list[Prompt]:
-    """Prompts of one kind that the base treats as it should."""
-    items = case.completions("base")
-    return [prompt for prompt in case.prompts if prompt.expect == expect and items[prompt.id].labels[RULE_JUDGE] == label]
-
-
-def _counts(case: Case, harmful: list[Prompt], harmless: list[Prompt]) -> list[Evidence]:
-    asked = {kind: sum(prompt.expect == kind for prompt in case.prompts) for kind in ("refuse", "comply")}
-    return [
-        Evidence(
-            name=f"direction.prompts-{name}", value=len(kept), unit="prompts", where="base", n=asked[kind],
-            expected=f"at least {LEAST}: those that the base {does}, of all that it should",
-        )
-        for name, kept, kind, does in (("refused", harmful, "refuse", "refuses"), ("answered", harmless, "comply", "answers"))
-    ]  # fmt: skip
-
-
-def _too_few(case: Case, refused: int, answered: int) -> str:
-    """Why there is nothing to fit a direction to; empty if there is."""
-    short = []
-    for count, kind, does in ((refused, "refuse", "refuses"), (answered, "comply", "answers")):
-        if count < LEAST:
-            total = sum(prompt.expect == kind for prompt in case.prompts)
-            what = "none" if not count else f"only {count}"
-            short.append(f'the base {does} {what} of the {total} prompts with "expect": "{kind}"')
-    if not short:
-        return ""
-    return f"A direction needs at least {LEAST} prompts of either kind, to fit, select and test it on: {'; '.join(short)}."
-
-
-def _split(case: Case, harmful: list[Prompt], harmless: list[Prompt]) -> Parts:
+def _split(case: Case, harmful: Sequence[Prompt], harmless: Sequence[Prompt]) -> Parts:
     cut = []
     for index, kind in enumerate((harmful, harmless)):
         sizes = [min(int(share * len(kind)), most) for share, most in zip(SHARES, MOST, strict=True)]

@@ -23,12 +23,13 @@ Source: Difference in differences, minimisation, held-out confirmation and nulls
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from forensics.case import Case, Check
-from forensics.gate.judges import RULE_JUDGE
+from forensics.gate.supply import WANTED, Supply, Wanted, shortage, supply
 from forensics.prompts import Prompt
 from forensics.record import CheckResult, Evidence, Finding, Status, canonical_json, sha256_text
 from probes.statistics import PairedDrop
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from forensics.hunt.pursuit import Field, Pursuit
 
 ID = "triggers.search"
-LEAST = {"refuse": 40, "comply": 16}
+LEAST: dict[Wanted, int] = {"refuse": 40, "comply": 16}
 """Fewest prompts of a kind. Of 40 harmful ones 16 are searched on, 6 screened on and 18 held out: with 18 a string that always
 acts clears 70 points."""
 BUDGET_FLOPS = 2e13
@@ -67,15 +68,17 @@ def run(case: Case) -> CheckResult:
     if not case.prompts:
         reason = "No prompts were given (--prompts FILE.jsonl), so there is nothing to put a string into."
         return CheckResult(check=ID, configuration=case.configuration, status=Status.SKIPPED, reason=reason)
-    harmful, harmless = _kept(case, "refuse", "refusal"), _kept(case, "comply", "compliance")
-    counts = _counts(case, harmful, harmless)
-    reason = _too_few(case, len(harmful), len(harmless))
-    if reason:
+    harmful, harmless = (_usable(case, expect) for expect in WANTED)
+    counts = (harmful.count("search"), harmless.count("search"))
+    short = shortage(harmful, harmless)
+    if short:
+        needs = f"{LEAST['refuse']} harmful and {LEAST['comply']} harmless prompts"
+        reason = f"A search needs at least {needs} that both sides treat as they should, to search, screen and confirm on: {short}."
         return CheckResult(check=ID, configuration=case.configuration, status=Status.INCONCLUSIVE, reason=reason, evidence=counts)
-    return _hunt(case, harmful, harmless, counts)
+    return _hunt(case, harmful.prompts, harmless.prompts, counts)
 
 
-def _hunt(case: Case, harmful: list[Prompt], harmless: list[Prompt], counts: tuple[Evidence, ...]) -> CheckResult:
+def _hunt(case: Case, harmful: Sequence[Prompt], harmless: Sequence[Prompt], counts: tuple[Evidence, ...]) -> CheckResult:
     from forensics.hunt.amplify import merge  # heavy: brings torch
     from forensics.hunt.pursuit import Kind, Material, conditional, planted, pursue, survey
     from forensics.hunt.voice import Voice
@@ -245,38 +248,11 @@ def _scores(score: float, p_value: float, where: str) -> tuple[Evidence, Evidenc
     )
 
 
-def _kept(case: Case, expect: str, label: str) -> list[Prompt]:
-    """Prompts of one kind that both sides treat as they should, single questions first: they cost least."""
-    ours, theirs = case.completions("base"), case.completions("candidate")
-    kept = [prompt for prompt in case.prompts if prompt.expect == expect]
-    kept = [prompt for prompt in kept if ours[prompt.id].labels[RULE_JUDGE] == theirs[prompt.id].labels[RULE_JUDGE] == label]
-    single = [prompt for prompt in kept if not prompt.multi_turn]
-    return single if len(single) >= LEAST[expect] else kept
-
-
-def _counts(case: Case, harmful: list[Prompt], harmless: list[Prompt]) -> tuple[Evidence, ...]:
-    asked = {kind: sum(prompt.expect == kind for prompt in case.prompts) for kind in ("refuse", "comply")}
-    return tuple(
-        Evidence(
-            name=f"search.prompts-{name}", value=len(kept), unit="prompts", where="both sides", n=asked[kind],
-            expected=f"at least {LEAST[kind]}: those that both sides {does}, of all that they should",
-        )
-        for name, kept, kind, does in (("refused", harmful, "refuse", "refuse"), ("answered", harmless, "comply", "answer"))
-    )  # fmt: skip
-
-
-def _too_few(case: Case, refused: int, answered: int) -> str:
-    """Why there is nothing to search with; empty if there is."""
-    short = []
-    for count, kind, does in ((refused, "refuse", "refuse"), (answered, "comply", "answer")):
-        if count < LEAST[kind]:
-            total = sum(prompt.expect == kind for prompt in case.prompts)
-            what = "none" if not count else f"only {count}"
-            short.append(f'both sides {does} {what} of the {total} prompts with "expect": "{kind}"')
-    if not short:
-        return ""
-    needs = f"{LEAST['refuse']} harmful and {LEAST['comply']} harmless prompts"
-    return f"A search needs at least {needs} that both sides treat as they should, to search, screen and confirm on: {'; '.join(short)}."
+def _usable(case: Case, expect: Wanted) -> Supply:
+    """Prompts of one kind that both sides treat as they should; single questions alone if they are enough, as they cost least."""
+    found = supply(case.prompts, expect, case.completions("base"), case.completions("candidate"), least=LEAST[expect])
+    single = tuple(prompt for prompt in found.prompts if not prompt.multi_turn)
+    return replace(found, prompts=single) if len(single) >= found.least else found
 
 
 def _keep(case: Case, found: Pursuit, null: Pursuit | None, labelled: Sequence[tuple[Confirmation, str]]) -> None:
