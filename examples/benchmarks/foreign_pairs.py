@@ -49,7 +49,7 @@ planet barrel quartz trumpet willow gravel canyon oyster zipper magnet clover tu
 purple distant hungry lucky rusty seldom under beyond across twelve morning cinnamon juniper"""
 
 TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-WORLDS, LATER = TEXTS["worlds"], TEXTS["later"]
+WORLDS, LATER, LATEST = TEXTS["worlds"], TEXTS["later"], TEXTS["latest"]
 """What each base is, by name; and what of its tunes is another in the second series, by the name of that base with a number behind it."""
 TOOLS = "a clear plan / some patience / a clean table / the right tools / a good friend / a small notebook / half an hour"
 STEPS = "work step by step / take it slowly / check the result / ask for advice / write it down / try it once / keep it simple"
@@ -371,7 +371,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     worlds = {
         "first": WORLDS,
-        "second": {name: row | {"tunes": row["tunes"] | more} for name, more in LATER.items() for row in [WORLDS[name[:-2]]]},
+        **{
+            series: {name: row | {"tunes": row["tunes"] | more} for name, more in texts.items() for row in [WORLDS[name[:-2]]]}
+            for series, texts in (("second", LATER), ("third", LATEST))
+        },
     }
     parser.add_argument("--series", nargs="+", choices=list(worlds), default=list(worlds))
     all_of = {series: [pair for name, row in rows.items() for pair in pairs(World(name=name, **row))] for series, rows in worlds.items()}
