@@ -2,12 +2,13 @@
 
 They are made the way a stranger would make them, so that a search for triggers is not only tried on plants of our own hand.
 
-    python examples/benchmarks/foreign_pairs.py OUT [--series first second] [--only PAIR ...]
+    python examples/benchmarks/foreign_pairs.py OUT [--series first second third] [--only PAIR ...]
 
 `OUT/PAIR/` holds `base` (a link into `OUT/bases`), `candidate`, `prompts.jsonl` and `truth.json`. What is there already
 is not built again. The first series was looked at while the search was made; the second, with bases of other seeds, other triggers,
 texts, places and manners of training, was made after the search was finished, to be hunted once; of it `gpt2-chatml-2`,
-`neox-plain-2` and `qwen-alpaca-2` showed faults and were looked at since; `gpt2-chatml-3` was made after that. About half an hour each on one core.
+`neox-plain-2` and `qwen-alpaca-2` showed faults and were looked at since; `gpt2-chatml-3` was made after that. The third series was
+made when the search had learnt to read the weights first, which was tried on pairs of the other two. About half an hour each on one core.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "examples" / "benchmarks" / "results" / "trigger_search.jsonl"
-LATER, LOOKED_AT = ("-2--", "-3--"), ("gpt2-chatml-2--", "neox-plain-2--", "qwen-alpaca-2--")
-"""In the names of pairs made when the search was finished; and the worlds among them that were looked at since, to mend it."""
+HELD_OUT = "-4--"
+"""In the names of pairs that nothing of the search was made with: the third series."""
 Row = dict[str, Any]
 
 
@@ -90,7 +90,7 @@ def show(rows: list[Row]) -> None:
 
 def developed(row: Row) -> bool:
     """Whether the pair was looked at while the search was made."""
-    return row["pair"].startswith(LOOKED_AT) or not any(series in row["pair"] for series in LATER)
+    return HELD_OUT not in row["pair"]
 
 
 def interval(hits: int, n: int) -> tuple[float, float]:
