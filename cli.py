@@ -62,6 +62,15 @@ Parents = Annotated[
     list[str] | None,
     typer.Option("--parents", rich_help_panel=CHECKING, metavar="DIR", help="A model CANDIDATE may have been merged of; may be repeated."),
 ]
+Controls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--controls",
+        rich_help_panel=CHECKING,
+        metavar="DIR",
+        help="Clean PEFT adapters to hold an adapter against; one, or a folder of them.",
+    ),
+]
 PromptFiles = Annotated[
     list[Path] | None,
     typer.Option("--prompts", rich_help_panel=CHECKING, metavar="FILE.jsonl", help="Prompts to put to both models; may be repeated."),
@@ -109,6 +118,8 @@ def audit(
     base: Base,
     candidate: Candidate,
     adapter: Adapters = None,
+    parents: Parents = None,
+    controls: Controls = None,
     prompts: PromptFiles = None,
     policy: PolicyFile = None,
     only: OnlyChecks = None,
@@ -131,6 +142,8 @@ def audit(
             base=base,
             candidate=candidate,
             adapters=tuple(adapter or ()),
+            parents=tuple(parents or ()),
+            controls=tuple(controls or ()),
             prompts=tuple(prompts or ()),
             policy=load_policy(policy),
             only=tuple(only or ()),
@@ -146,10 +159,16 @@ def audit(
 
 @app.command(epilog="**Example:**  `forensics diff ./llama-base ./llama-tuned`\n\n" + PART_EXIT_CODES)
 def diff(
-    base: Base, candidate: Candidate, adapter: Adapters = None, parents: Parents = None, out: RunPath = None, json: AsJson = False
+    base: Base,
+    candidate: Candidate,
+    adapter: Adapters = None,
+    parents: Parents = None,
+    controls: Controls = None,
+    out: RunPath = None,
+    json: AsJson = False,
 ) -> None:
     """Compare files and weights alone: the checks `files.*` and `weights.*`, no model is run. Decides nothing."""
-    _part(("files.", "weights."), base, candidate, adapters=adapter, parents=parents, out=out, json=json)
+    _part(("files.", "weights."), base, candidate, adapters=adapter, parents=parents, controls=controls, out=out, json=json)
 
 
 @app.command(epilog="**Example:**  `forensics probe ./llama-base ./llama-tuned --prompts prompts.jsonl`\n\n" + PART_EXIT_CODES)
@@ -207,6 +226,7 @@ def _part(
     *,
     adapters: list[str] | None,
     parents: list[str] | None = None,
+    controls: list[str] | None = None,
     prompts: list[Path] | None = None,
     out: Path | None,
     json: bool,
@@ -228,9 +248,10 @@ def _part(
             candidate=candidate,
             adapters=tuple(adapters or ()),
             parents=tuple(parents or ()),
+            controls=tuple(controls or ()),
             prompts=tuple(prompts or ()),
             policy=load_policy(),
-            only=tuple(check.id for check in known if check.id.startswith(families)),
+            only=tuple(check.id for check in known if check.id.startswith(families) and (controls or not check.by_controls)),
             out=out,
         )
         outcome = run(request, progress)

@@ -14,6 +14,7 @@ from pathlib import Path
 from forensics import __version__
 from forensics.adapters import Adapter, is_adapter, open_adapter
 from forensics.alignment import Layout, align, refuse_strangers
+from forensics.bank import open_controls
 from forensics.case import CANDIDATE, COSTS, Case, Check, Cost
 from forensics.checkpoint import Checkpoint, locate, open_checkpoint
 from forensics.checks import all_checks
@@ -58,6 +59,7 @@ class Request:
     candidate: str
     adapters: tuple[str, ...] = ()
     parents: tuple[str, ...] = ()
+    controls: tuple[str, ...] = ()
     prompts: tuple[Path, ...] = ()
     policy: Policy
     only: tuple[str, ...] = ()
@@ -78,6 +80,7 @@ class Sides:
     candidate_is_adapter: bool
     layout: Layout
     parents: tuple[Checkpoint, ...]
+    controls: tuple[Adapter, ...]
     prompt_sets: tuple[PromptSet, ...]
     prompts: tuple[Prompt, ...]
 
@@ -103,6 +106,7 @@ def run(request: Request, progress: Progress) -> Outcome:
         ToolFailed: No space or no memory; what was finished is kept, and the same command resumes.
     """
     checks = select_checks(request.only, request.max_cost)
+    checks = tuple(check for check in checks if request.controls or check.id in request.only or not check.by_controls)
     refuse_unknown_requirements(request.policy)
     refuse_unknown_device(request.device)
     sides = open_sides(request, checks, progress)
@@ -210,6 +214,7 @@ def open_sides(request: Request, checks: Sequence[Check], progress: Progress) ->
     sources = ([request.candidate] if as_adapter else []) + list(request.adapters)
     names = _distinct([_given_name(source) for source in sources])
     adapters = tuple(open_adapter(source, candidate, name=name) for source, name in zip(sources, names, strict=True))
+    controls = open_controls(request.controls, candidate)
     progress("reading files", 1, 1)
     return Sides(
         base=base,
@@ -218,6 +223,7 @@ def open_sides(request: Request, checks: Sequence[Check], progress: Progress) ->
         candidate_is_adapter=as_adapter,
         layout=layout,
         parents=parents,
+        controls=controls,
         prompt_sets=prompt_sets,
         prompts=prompts,
     )
@@ -234,6 +240,7 @@ def run_key(request: Request, sides: Sides) -> str:
                 "candidate": sides.candidate.digest,
                 "adapters": [[adapter.name, adapter.digest] for adapter in sides.adapters],
                 "parents": [parent.digest for parent in sides.parents],
+                "controls": [control.digest for control in sides.controls],
                 "prompts": [prompts.digest for prompts in sides.prompt_sets],
                 "policy": request.policy.digest,
                 "seed": request.seed,
@@ -278,6 +285,7 @@ def _cases(request: Request, sides: Sides, bench: Workbench) -> list[Case]:
                 configuration=configuration,
                 layout=sides.layout,
                 parents=sides.parents,
+                controls=sides.controls,
                 prompts=sides.prompts,
                 policy=request.policy,
                 seed=request.seed,

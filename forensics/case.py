@@ -57,6 +57,8 @@ class Case:
     earlier: tuple[CheckResult, ...] = ()
     parents: tuple[Checkpoint, ...] = ()
     """Models that the candidate may have been merged of, with the base's tensors."""
+    controls: tuple[Adapter, ...] = ()
+    """Adapters for the same base that are known to be clean."""
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
@@ -175,3 +177,5 @@ class Check:
     """Kinds of prompts without which it cannot look."""
     after: tuple[str, ...] = ()
     """Checks whose results it reads in `Case.earlier`. They run before it where they are there, and cost no more than it does."""
+    by_controls: bool = False
+    """Whether it says nothing without `Case.controls`. Nobody who gave none is told that it did not look."""

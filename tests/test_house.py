@@ -55,6 +55,7 @@ FLOORS = (
         "alignment",
         "runfolder",
         "roles",
+        "bank",
     ),
     ("anatomy", "model", "verdict"),
     (
