@@ -50,11 +50,12 @@ FLOORS = (
         "chat.scenes",
         "chat.compare",
         "declared",
-        "adapters",
         "layers",
         "alignment",
         "runfolder",
         "roles",
+        "deltas",
+        "adapters",
     ),
     ("anatomy", "model", "verdict"),
     (
