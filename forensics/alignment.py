@@ -143,7 +143,7 @@ def refuse_strangers(base: Checkpoint, parents: Sequence[Checkpoint]) -> None:
     for parent in parents:
         for name, info in base.tensors.items():
             other = parent.tensors.get(name)
-            if not _is_buffer(info) and (other is None or other.shape != info.shape):
+            if not is_buffer(info) and (other is None or other.shape != info.shape):
                 raise CannotCompare(
                     f"this parent does not have the base's {name}, or has it in another shape",
                     where=parent.name,
@@ -153,12 +153,13 @@ def refuse_strangers(base: Checkpoint, parents: Sequence[Checkpoint]) -> None:
 
 def _weights(side: Checkpoint) -> dict[str, TensorInfo]:
     """Tensors that are weights; refuses codes of a quantised release that cannot be read."""
-    weights = {name: info for name, info in side.tensors.items() if not _is_buffer(info)}
+    weights = {name: info for name, info in side.tensors.items() if not is_buffer(info)}
     refuse_codes(weights.values(), side.recipes, side.config, side.name)
     return weights
 
 
-def _is_buffer(info: TensorInfo) -> bool:
+def is_buffer(info: TensorInfo) -> bool:
+    """Whether a tensor is a constant that older versions of transformers saved beside the weights."""
     # GPT-2's `attn.bias` is a [1, 1, n, n] mask; a true bias of that name would be a vector and must be compared.
     return info.name.endswith(BUFFER_ENDINGS) and (len(info.shape) != 1 or info.name.endswith("inv_freq"))
 
@@ -241,13 +242,14 @@ def _tied_heads(
         [info for name, info in sorted(side.items()) if name.endswith(HEAD_ENDINGS) and name not in names]
         for side, names in zip(weights, matched, strict=True)
     ]
-    embeddings = _tied_embedding(base), _tied_embedding(candidate)
+    embeddings = tied_embedding(base), tied_embedding(candidate)
     return [_pair(head.name, head, embeddings[1]) for head in alone[0] if embeddings[1]] + [
         _pair(head.name, embeddings[0], head) for head in alone[1] if embeddings[0]
     ]
 
 
-def _tied_embedding(side: Checkpoint) -> TensorInfo | None:
+def tied_embedding(side: Checkpoint) -> TensorInfo | None:
+    """The embedding of a model that may use it as its head as well; None where its config says that it does not."""
     # Many configs leave the key out when it has the default of their class, so only an explicit False says "untied".
     if side.config.get("tie_word_embeddings") is False:
         return None

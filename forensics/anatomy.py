@@ -130,7 +130,7 @@ def writing_matrices(model: Any) -> Iterator[WritingMatrix]:
             if id(part) in last:
                 module = last[id(part)]
                 weight = _effective(module)
-                inner = getattr(module, "base_layer", module)
+                inner = getattr(_worn(module), "base_layer", _worn(module))
                 # transformers' Conv1D, of GPT-2, stores [inputs, outputs].
                 yield WritingMatrix(name=f"blocks.{layer}.{kind}", part=kind, weight=weight if isinstance(inner, nn.Linear) else weight.T)
 
@@ -185,8 +185,18 @@ def _is_matrix(module: nn.Module) -> bool:
     return isinstance(weight, Tensor) and weight.ndim == 2
 
 
+def _worn(module: Any) -> Any:
+    """The module that runs: PEFT wraps one that an adapter replaces whole together with its replacements."""
+    copies = getattr(module, "modules_to_save", None)
+    if not isinstance(copies, nn.ModuleDict):
+        return module
+    active = [name for name in module.active_adapters if name in copies]
+    return copies[active[0]] if active and not module.disable_adapters else module.original_module
+
+
 def _effective(module: Any) -> Tensor:
-    """The matrix that acts: the stored one and the deltas of the adapters that are active now."""
+    """The matrix that acts: the stored one and what the adapters that are active now make of it."""
+    module = _worn(module)
     inner = getattr(module, "base_layer", module)
     weight: Tensor = inner.weight.detach().float()
     if inner is module or module.disable_adapters:
@@ -195,4 +205,9 @@ def _effective(module: Any) -> Tensor:
     for name in module.active_adapters:
         if name in held:
             weight = weight + module.get_delta_weight(name).detach().float()
+            lengths = getattr(module, "lora_magnitude_vector", {})
+            if name in lengths:
+                # DoRA alone on its matrix (`adapters.refuse_together`): each output gets the length that was learnt for it.
+                across = 0 if lengths[name].fan_in_fan_out else 1
+                weight = weight * (lengths[name].weight.detach().float().unsqueeze(across) / weight.norm(dim=across, keepdim=True))
     return weight

@@ -36,13 +36,14 @@ def open_controls(sources: Sequence[str], base: Checkpoint) -> tuple[Adapter, ..
 
 
 def described(adapter: Adapter) -> dict[str, NDArray[np.float64]]:
-    """The mean figures of an adapter's changes for every role that it changes; see `probes.outliers.FIGURES`."""
+    """The mean figures of an adapter's changes for every role that it changes by factors alone; see `probes.outliers.FIGURES`."""
     import numpy as np
 
     from probes.outliers import figures  # heavy: brings torch
 
     by_role: dict[str, list[NDArray[np.float64]]] = {}
-    for factor in adapter.factors:
-        a, b = adapter.halves(factor)
-        by_role.setdefault(place(factor.target).role, []).append(figures(a, b * factor.scale))
+    for change in adapter.changes:
+        if change.exact:
+            a, b = adapter.halves(change)
+            by_role.setdefault(place(change.target).role, []).append(figures(a, b * change.exact.scale))
     return {role: np.mean(rows, axis=0) for role, rows in sorted(by_role.items())}

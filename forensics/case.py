@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from forensics.adapters import Adapter
+from forensics.adapters import Adapter, refuse_together
 from forensics.alignment import Layout, Pair
 from forensics.checkpoint import Checkpoint
+from forensics.deltas import Change
 from forensics.gate.replies import Side, Speaker
 from forensics.policy import Policy
 from forensics.prompts import Expect, Prompt
@@ -60,10 +61,16 @@ class Case:
     controls: tuple[Adapter, ...] = ()
     """Adapters for the same base that are known to be clean."""
 
-    @property
+    @cached_property
     def pairs(self) -> tuple[Pair, ...]:
-        """The tensors that both sides have, sorted by name."""
-        return self.layout.pairs
+        """The tensors that both sides have, sorted by name; a tied head among them where an adapter gives it weights of its own."""
+        known, pairs = {pair.name for pair in self.layout.pairs}, list(self.layout.pairs)
+        for name, worn in self.changes.items():
+            source = worn[0][1].source.name
+            acting = next((pair for pair in self.layout.pairs if pair.candidate.name == source), None)
+            if name not in known and acting is not None:
+                pairs.append(replace(acting, name=name))
+        return tuple(sorted(pairs, key=lambda pair: pair.name))
 
     @property
     def identical(self) -> bool:
@@ -81,13 +88,27 @@ class Case:
             theirs = self.candidate.blocks(pair.candidate.name, rows=pair.rows)
             yield pair, zip(ours, theirs, strict=True)
 
-    def deltas(self) -> dict[str, Callable[[], torch.Tensor]]:
-        """For each tensor of the candidate that adapters change: a function that computes their summed delta, float32."""
-        changes: dict[str, list[Callable[[], torch.Tensor]]] = {}
+    @cached_property
+    def changes(self) -> dict[str, list[tuple[Adapter, Change]]]:
+        """For each tensor that adapters change, by the name of its pair: which of them, and how.
+
+        Raises:
+            CannotCompare: Their changes of one tensor do not add up.
+        """
+        refuse_together(self.adapters)
+        changes: dict[str, list[tuple[Adapter, Change]]] = {}
         for adapter in self.adapters:
-            for factor in adapter.factors:
-                changes.setdefault(factor.target, []).append(partial(adapter.delta, factor))
-        return {name: partial(_sum, parts) for name, parts in changes.items()}
+            for change in adapter.changes:
+                changes.setdefault(change.target, []).append((adapter, change))
+        return changes
+
+    def deltas(self) -> dict[str, Callable[[], torch.Tensor]]:
+        """For each tensor that adapters change, by the name of its pair: a function that computes their summed delta, float32.
+
+        Raises:
+            CannotCompare: Their changes of one tensor do not add up.
+        """
+        return {name: partial(_sum, [partial(adapter.delta, change) for adapter, change in worn]) for name, worn in self.changes.items()}
 
     def completions(self, side: Side) -> dict[str, Item]:
         """The replies of one side to all prompts, by prompt id."""

@@ -53,7 +53,7 @@ class Statement:
     """One thing a folder says of how the model was made.
 
     `place` is the file and field; `words` what stands there. `rank` is that of a LoRA, 0 if it is not said. `method`,
-    `models` and `parameters` are those of a merge. `more` says that an adapter trained whole modules besides.
+    `models` and `parameters` are those of a merge. `more` says that an adapter is more than factors: it trained whole modules besides, or lengths (DoRA).
     """
 
     kind: Kind
@@ -217,7 +217,7 @@ def _adapter(folder: Folder, name: str) -> Declared:
     ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
     rank = max((one for one in ranks if isinstance(one, int) and not isinstance(one, bool) and 0 < one < 1 << 20), default=0)
     targets = ", ".join(sorted(_texts(config.get("target_modules")))[:8])
-    more = bool(config.get("modules_to_save")) or config.get("bias", "none") not in ("none", None)
+    more = any(config.get(option) for option in ("modules_to_save", "use_dora")) or config.get("bias", "none") not in ("none", None)
     return Declared(statements=(Statement(kind="lora", place=name, words=targets, rank=rank, more=more),), bases=bases, places=(name,))
 
 

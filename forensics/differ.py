@@ -32,7 +32,11 @@ LOUD = 1.5
 def measured(case: Case) -> dict[str, Profile]:
     """The profile of every aligned tensor, by name; measured once a run and configuration.
 
-    Where adapters change a tensor its spectrum is exact, from their factors, and nothing is rounded.
+    Where adapters change a tensor by factors alone its spectrum is exact, from them, and nothing is rounded. Where one does more
+    (DoRA, a tensor of its own) the spectrum is measured, like that of a full checkpoint, on what it adds.
+
+    Raises:
+        CannotCompare: What several adapters do to one tensor does not add up.
     """
     sides = [case.base.digest, case.candidate.digest, *(adapter.digest for adapter in case.adapters)]
     return case.workbench.remembered(f"profiles {sha256_text(canonical_json(sides))}", lambda: dict(_measure(case)))
@@ -59,20 +63,27 @@ def _measure(case: Case) -> Iterator[tuple[str, Profile]]:
     deltas = case.deltas()
     for done, (pair, blocks) in enumerate(case.tensors()):
         case.workbench.progress("weights", done, len(case.pairs))
-        delta = deltas[pair.candidate.name]() if pair.candidate.name in deltas else None
+        delta = deltas[pair.name]() if pair.name in deltas else None
+        worn = [change for _, change in case.changes.get(pair.name, [])]
+        factored = all(change.exact for change in worn)
         shape = pair.base.shape
         rows = shape[0] if len(shape) > 1 else 1
         role = place(pair.name).role
         # Of a matrix that writes to the residual stream all that it writes to is kept, to see what was taken out of it.
         writes = role in WRITES and not transposed(case, role)
-        meter = Meter(shape=(rows, pair.base.elements // max(1, rows)), rank_cap=0 if deltas else DEFAULT_CAP, thin_columns=writes)
+        meter = Meter(
+            shape=(rows, pair.base.elements // max(1, rows)),
+            rank_cap=0 if deltas and factored else DEFAULT_CAP,
+            thin_columns=writes,
+            rounded=all(change.rounded for change in worn),
+        )
         row = 0
         for ours, theirs in blocks:
             height = ours.shape[0] if ours.ndim else 0
             meter.update(ours, theirs, None if delta is None else delta[row : row + height])
             row += height
         profile = meter.profile()
-        if delta is not None:
+        if delta is not None and factored:
             found = _exact(case, pair)
             profile = replace(profile, spectrum=found, rows=torch.arange(found.shape[0]))
         yield pair.name, profile
@@ -80,21 +91,20 @@ def _measure(case: Case) -> Iterator[tuple[str, Profile]]:
 
 
 def _exact(case: Case, pair: Pair) -> Spectrum:
-    """Spectrum of what all adapters of the case add to one tensor."""
+    """Spectrum of what all adapters of the case add to one tensor by factors, in the rows that both sides have."""
     import torch
 
     from probes.spectra import exact_spectrum
 
     downs, ups, turned = [], [], False
-    for adapter in case.adapters:
-        for factor in adapter.factors:
-            if factor.target == pair.candidate.name:
-                a, b = adapter.halves(factor)
-                downs.append(a)
-                ups.append(b * factor.scale)
-                turned = factor.transposed
+    for adapter, change in case.changes[pair.name]:
+        if change.exact:
+            a, b = adapter.halves(change)
+            downs.append(a)
+            ups.append(b * change.exact.scale)
+            turned = change.exact.transposed
     down, up = torch.cat(downs), torch.cat(ups, dim=1)
-    return exact_spectrum(up.T, down.T) if turned else exact_spectrum(down, up)
+    return exact_spectrum(up.T, down[:, : pair.rows].T) if turned else exact_spectrum(down, up[: pair.rows])
 
 
 def transposed(case: Case, role: str) -> bool:

@@ -79,12 +79,14 @@ class Meter:
 
     `shape` is that of the whole tensor, all axes but the first folded into columns; `rank_cap` how many singular values are
     looked for, 0 for none. A tensor of more than `KEPT_ELEMENTS` changed entries is thinned for its spectrum: by rows, or by
-    columns where `thin_columns` says that its rows are what is asked about.
+    columns where `thin_columns` says that its rows are what is asked about. `rounded`: the change went through the storage format;
+    one that did not (what adapters add live) has no noise but that of float32.
     """
 
     shape: tuple[int, int]
     rank_cap: int = DEFAULT_CAP
     thin_columns: bool = False
+    rounded: bool = True
     change: TensorChange = field(default_factory=TensorChange)
     row: int = 0
     _dot: float = 0.0
@@ -115,7 +117,7 @@ class Meter:
             low, high = torch.aminmax(block.ours)
             self._largest = max(self._largest, -float(low), float(high))
         if block.live:
-            self._casts = []
+            self._casts, self._narrow = [], []
         elif moved or not block.equal:
             self._track_casts(base, candidate, moved=moved)
         elif self._casts or self._narrow:
@@ -211,7 +213,9 @@ class Meter:
 
     def _spectrum(self, kept: Kept) -> Spectrum:
         store, factor = self._store, 1.0
-        if self._narrow:
+        if not self.rounded:
+            store, factor = torch.float32, 4.0 ** (MANTISSA_BITS[self._store] - MANTISSA_BITS[torch.float32])
+        elif self._narrow:
             # Stored wide, but rounded to a narrow format when it was made: that rounding is the noise.
             store = CASTS[self._narrow[0]]
             factor = 4.0 ** (MANTISSA_BITS[self._store] - MANTISSA_BITS[store])

@@ -11,9 +11,10 @@ from peft import IA3Config, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from forensics.adapters import CONFIG_NAME, WEIGHTS_NAME, is_adapter, open_adapter
+from forensics.adapters import CONFIG_NAME, WEIGHTS_NAME, is_adapter, open_adapter, refuse_together
 from forensics.checkpoint import open_checkpoint
 from forensics.errors import BadInput, CannotCompare
+from forensics.roles import place
 
 MODULES = {
     "llama": ["q_proj", "v_proj", "o_proj", "down_proj"],  # q and o are square
@@ -55,20 +56,20 @@ def retensor(folder, change):
 
 def added_by_peft(base, folder):
     """What PEFT's own merge adds to each parameter of the base, where it adds anything."""
-    plain = dict(AutoModelForCausalLM.from_pretrained(base).named_parameters())
+    plain = dict(AutoModelForCausalLM.from_pretrained(base).named_parameters(remove_duplicate=False))
     merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(folder)).merge_and_unload()
-    changes = {name: (weight - plain[name]).detach() for name, weight in merged.named_parameters()}
+    changes = {name: (weight - plain[name]).detach() for name, weight in merged.named_parameters(remove_duplicate=False)}
     return {name: change for name, change in changes.items() if change.abs().max() > 0}
 
 
 def assert_reads_as_peft(base, folder):
     adapter = open_adapter(str(folder), open_checkpoint(str(base)))
     expected = added_by_peft(base, folder)
-    assert {factor.target for factor in adapter.factors} == expected.keys()
-    for factor in adapter.factors:
-        delta = adapter.delta(factor)
+    assert {change.target for change in adapter.changes} == expected.keys()
+    for change in adapter.changes:
+        delta = adapter.delta(change)
         assert delta.dtype == torch.float32
-        torch.testing.assert_close(delta, expected[factor.target], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(delta, expected[change.target], rtol=1e-5, atol=1e-5)
     return adapter
 
 
@@ -85,7 +86,7 @@ def assert_reads_as_peft(base, folder):
 )
 def test_the_delta_is_what_peft_adds(bases, tmp_path, kind, options):
     adapter = assert_reads_as_peft(bases[kind], tiny.adapter(bases[kind], tmp_path / "a", modules=MODULES[kind], **options))
-    assert any(".0." in factor.target for factor in adapter.factors)  # layer 0 is among them
+    assert any(".0." in change.target for change in adapter.changes)  # layer 0 is among them
 
 
 @pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning")
@@ -113,7 +114,7 @@ def test_the_head_of_a_gpt2_is_not_transposed_even_if_it_is_square(tmp_path):
     base = tiny.save(tiny.network("gpt2", width=tiny.VOCABULARY), tmp_path / "base")
     folder = tiny.adapter(base, tmp_path / "a", modules=["lm_head", "c_proj"], save_embeddings=False)
     adapter = assert_reads_as_peft(base, folder)
-    assert {factor.target: factor.transposed for factor in adapter.factors} == {
+    assert {change.target: change.factors.transposed for change in adapter.changes} == {
         "lm_head.weight": False, "transformer.h.0.attn.c_proj.weight": True, "transformer.h.1.attn.c_proj.weight": True,
         "transformer.h.0.mlp.c_proj.weight": True, "transformer.h.1.mlp.c_proj.weight": True,
     }  # fmt: skip
@@ -124,8 +125,8 @@ def test_factors_stored_in_half_precision_are_multiplied_in_full(bases, tmp_path
     retensor(folder, lambda tensors: tensors.update({name: value.bfloat16() for name, value in tensors.items()}))
     adapter = open_adapter(str(folder), llama)
     stored = load_file(folder / WEIGHTS_NAME)
-    factor = adapter.factors[0]
-    assert torch.equal(adapter.delta(factor), 2.0 * stored[factor.b.name].float() @ stored[factor.a.name].float())
+    change = adapter.changes[0]
+    assert torch.equal(adapter.delta(change), 2.0 * stored[change.factors.b.name].float() @ stored[change.factors.a.name].float())
 
 
 def test_a_base_without_the_outer_prefix_is_the_same_base(bases, tmp_path):
@@ -136,7 +137,132 @@ def test_a_base_without_the_outer_prefix_is_the_same_base(bases, tmp_path):
     (bare / "config.json").write_text((bases["gpt2"] / "config.json").read_text())
     folder = tiny.adapter(bases["gpt2"], tmp_path / "a", modules=["c_attn"])
     adapter = open_adapter(str(folder), open_checkpoint(str(bare)))
-    assert [factor.target for factor in adapter.factors] == ["h.0.attn.c_attn.weight", "h.1.attn.c_attn.weight"]
+    assert [change.target for change in adapter.changes] == ["h.0.attn.c_attn.weight", "h.1.attn.c_attn.weight"]
+
+
+EMBEDDING = {"llama": "embed_tokens", "qwen2": "embed_tokens", "gpt2": "wte"}
+SAVING = pytest.mark.filterwarnings(
+    "ignore:Setting `save_embedding_layers`:UserWarning",
+    "ignore:Model .*tie_word_embeddings:UserWarning",
+    "ignore:Input and output embeddings are no longer tied:UserWarning",
+)
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("options", [{}, {"r": 3, "lora_alpha": 17, "use_rslora": True}], ids=["plain", "rslora"])
+@SAVING
+def test_dora_gives_each_output_its_length_as_peft_does(bases, tmp_path, kind, options):
+    modules = [*MODULES[kind], EMBEDDING[kind], "lm_head"]
+    adapter = assert_reads_as_peft(bases[kind], tiny.adapter(bases[kind], tmp_path / "a", modules=modules, use_dora=True, **options))
+    assert all(change.magnitude is not None and change.exact is None for change in adapter.changes)
+    turned = {change.target: change.factors.transposed for change in adapter.changes}
+    assert any(turned.values())  # the embedding at least
+    assert not turned["lm_head.weight"]
+
+
+def test_dora_moves_a_matrix_in_all_its_directions_and_by_its_lengths(bases, tmp_path, llama):
+    adapter = open_adapter(str(tiny.adapter(bases["llama"], tmp_path / "a", modules=["q_proj"], use_dora=True)), llama)
+    weights, held = load_file(bases["llama"] / "model.safetensors"), load_file(adapter.path / WEIGHTS_NAME)
+    for change in adapter.changes:
+        delta = adapter.delta(change)
+        lengths = (weights[change.target] + delta).norm(dim=1)
+        torch.testing.assert_close(lengths, held[change.magnitude.name])
+        assert torch.linalg.matrix_rank(delta) == min(delta.shape) > change.factors.rank
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("save", ["auto", False], ids=["as peft does", "factors alone"])
+@SAVING
+def test_factors_of_an_embedding_are_read_turned(bases, tmp_path, kind, save):
+    folder = tiny.adapter(bases[kind], tmp_path / "a", modules=[EMBEDDING[kind], MODULES[kind][0]], save_embeddings=save)
+    adapter = assert_reads_as_peft(bases[kind], folder)
+    assert any(name.endswith("base_layer.weight") for name in load_file(folder / WEIGHTS_NAME)) is (save == "auto" and kind != "gpt2")
+    assert all(change.exact for change in adapter.changes)  # a copy of the base beside them changes nothing
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("saved", [["lm_head"], ["lm_head", "embeddings"], ["norms"], ["mlp"]], ids=" ".join)
+def test_whole_modules_are_read_as_what_they_replace(bases, tmp_path, kind, saved):
+    names = {"embeddings": EMBEDDING[kind], "norms": "ln_1" if kind == "gpt2" else "input_layernorm"}
+    options = {"modules": [MODULES[kind][0]], "modules_to_save": [names.get(one, one) for one in saved]}
+    adapter = assert_reads_as_peft(bases[kind], tiny.adapter(bases[kind], tmp_path / "a", **options))
+    wholes = [change for change in adapter.changes if change.whole is not None]
+    assert wholes and not any(change.overwrites or change.factors for change in wholes)
+    assert any(change.exact for change in adapter.changes)
+
+
+@pytest.mark.parametrize(
+    ("saved", "anew"),
+    [
+        (["lm_head"], False), (["lm_head", "embed_tokens"], False), (["embed_tokens"], False),
+        (["lm_head", "embed_tokens"], True), (["embed_tokens"], True),  # both are stored, and tied to each other
+    ],
+)  # fmt: skip
+@SAVING
+def test_a_tied_head_gets_weights_of_its_own(tmp_path, saved, anew):
+    base = tiny.save(tiny.network(tied=True), tmp_path / "base")
+    assert "lm_head.weight" not in load_file(base / "model.safetensors")
+    adapter = assert_reads_as_peft(
+        base, tiny.adapter(base, tmp_path / "a", modules=["q_proj"], modules_to_save=saved, ensure_weight_tying=anew)
+    )
+    assert {change.source.name for change in adapter.changes if change.whole} == {"model.embed_tokens.weight"}
+
+
+@pytest.mark.parametrize("modules", [["embed_tokens"], ["lm_head"], ["q_proj", "embed_tokens", "lm_head"]], ids=" ".join)
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@SAVING
+def test_factors_on_one_use_of_a_tied_matrix_are_refused(tmp_path, modules, dora):
+    base = tiny.save(tiny.network(tied=True), tmp_path / "base")
+    folder = tiny.adapter(base, tmp_path / "a", modules=modules, use_dora=dora)
+    with pytest.raises(CannotCompare, match="two models of: one worn, another merged") as caught:
+        open_adapter(str(folder), open_checkpoint(str(base)))
+    assert "merge" in caught.value.hint
+
+
+@SAVING
+def test_embeddings_saved_as_they_were_change_nothing(bases, tmp_path):
+    folder = tiny.adapter(bases["llama"], tmp_path / "a", modules=["q_proj"], save_embeddings=True)
+    adapter = assert_reads_as_peft(bases["llama"], folder)
+    assert {place(change.target).role for change in adapter.changes} == {"q"}
+
+
+@pytest.mark.parametrize("modules", [["q_proj"], ["q_proj", "embed_tokens"]], ids=["beside", "below factors"])
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@SAVING
+def test_embeddings_saved_otherwise_are_replaced(bases, tmp_path, modules, dora):
+    folder = tiny.adapter(bases["llama"], tmp_path / "a", modules=modules, save_embeddings=True, use_dora=dora)
+    below = "base_layer." if "embed_tokens" in modules else ""
+    name = f"base_model.model.model.embed_tokens.{below}weight"
+    retensor(folder, lambda tensors: tensors.update({name: tensors[name] + 0.02 * torch.randn(tensors[name].shape)}))
+    adapter = assert_reads_as_peft(bases["llama"], folder)
+    (change,) = (change for change in adapter.changes if change.whole)
+    assert change.overwrites and change.exact is None and (change.factors is not None) is bool(below)
+
+
+def test_a_whole_tensor_in_half_precision_is_read_as_stored(bases, tmp_path, llama):
+    folder = tiny.adapter(bases["llama"], tmp_path / "a", modules=["q_proj"], modules_to_save=["lm_head"])
+    retensor(folder, lambda tensors: tensors.update({name: value.bfloat16() for name, value in tensors.items()}))
+    (change,) = (change for change in open_adapter(str(folder), llama).changes if change.whole)
+    assert not change.rounded
+    assert_reads_as_peft(bases["llama"], folder)
+
+
+def together(base, *folders):
+    refuse_together([open_adapter(str(folder), base) for folder in folders])
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"modules_to_save": ["v_proj"]}], ids=["dora", "whole"])
+def test_only_factors_add_up(bases, tmp_path, llama, options):
+    plain = [tiny.adapter(bases["llama"], tmp_path / f"p{seed}", modules=["q_proj", "v_proj"], seed=seed) for seed in (1, 2)]
+    more = tiny.adapter(bases["llama"], tmp_path / "more", modules=["q_proj"], **options)
+    apart = tiny.adapter(bases["llama"], tmp_path / "apart", modules=["o_proj"])
+    together(llama, *plain, apart)
+    together(llama, more)
+    together(llama, more, apart)
+    for pair in ((plain[0], more), (more, plain[0])):
+        with pytest.raises(CannotCompare, match=r"adapters .* both change model\.layers\.0\.self_attn\.[qv]_proj\.weight") as caught:
+            together(llama, *pair)
+        assert "one at a time" in caught.value.hint
 
 
 def refused_by_name(folder, base, *names):
@@ -150,8 +276,6 @@ def refused_by_name(folder, base, *names):
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        ({"use_dora": True}, "use_dora"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"bias": "lora_only"}, "bias=lora_only"),
         ({"bias": "all"}, "bias=all"),
         ({"trainable_token_indices": [0]}, "trainable_token_indices"),
@@ -167,7 +291,7 @@ def test_an_adapter_with_more_than_factors_is_refused_by_name(bases, tmp_path, l
 
 
 def test_several_options_are_all_named(lora, llama):
-    refused_by_name(configure(lora, use_dora=True, use_qalora=True, bias="all"), llama, "use_dora", "use_qalora", "bias=all")
+    refused_by_name(configure(lora, lora_bias=True, use_qalora=True, bias="all"), llama, "lora_bias", "use_qalora", "bias=all")
 
 
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "something-new"])
@@ -241,7 +365,7 @@ def test_a_pattern_that_is_no_pattern_is_refused(lora, llama):
 
 def test_pickled_weights_only_are_refused(lora, llama):
     torch.save(load_file(lora / WEIGHTS_NAME), lora / "adapter_model.bin")
-    assert open_adapter(str(lora), llama).factors  # beside safetensors it is not read
+    assert open_adapter(str(lora), llama).changes  # beside safetensors it is not read
     (lora / WEIGHTS_NAME).unlink()
     refused(lora, llama, r"can run code when read \(adapter_model.bin\)")
 
@@ -264,6 +388,114 @@ def test_an_adapter_without_tensors_is_refused(lora, llama):
 def test_a_factor_that_is_no_matrix_of_numbers_is_refused(lora, llama, value):
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     refused(retensor(lora, lambda tensors: tensors.update({name: value})), llama, "not a matrix of numbers")
+
+
+@pytest.fixture
+def dora(bases, tmp_path):
+    return tiny.adapter(bases["llama"], tmp_path / "dora", modules=["q_proj"], use_dora=True)
+
+
+LENGTHS = "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda tensors: tensors.pop(LENGTHS), "has no lengths of outputs, but the config says use_dora=True"),
+        (lambda tensors: tensors.update({LENGTHS: torch.ones(31)}), r"has \[31\] lengths for 32 outputs"),
+        (lambda tensors: tensors.update({LENGTHS: torch.ones(32, 1)}), "is not a list of numbers"),
+        (lambda tensors: tensors.update({LENGTHS: torch.ones(32, dtype=torch.int32)}), "is not a list of numbers"),
+    ],
+    ids=["none", "too few", "a matrix", "whole numbers"],
+)
+def test_lengths_that_fit_no_matrix_are_refused(dora, llama, change, why):
+    assert open_adapter(str(dora), llama).changes  # the control
+    refused(retensor(dora, change), llama, why)
+
+
+def test_lengths_that_the_config_does_not_know_are_refused(dora, llama):
+    refused(configure(dora, use_dora=False), llama, "has lengths of outputs, but the config says use_dora=False")
+
+
+def test_lengths_that_are_no_numbers_come_out_as_they_are(dora, llama):
+    retensor(dora, lambda tensors: tensors[LENGTHS].fill_(float("nan")))
+    adapter = open_adapter(str(dora), llama)
+    assert not torch.isfinite(adapter.delta(adapter.changes[0])).any()
+
+
+@pytest.fixture
+def saving(bases, tmp_path):
+    return tiny.adapter(bases["llama"], tmp_path / "saving", modules=["q_proj"], modules_to_save=["lm_head", "mlp"])
+
+
+HEAD = "base_model.model.lm_head.weight"
+
+
+@pytest.mark.parametrize("value", [torch.ones(300, 32), torch.ones(260, 32, 1), torch.ones(32)], ids=["resized", "three axes", "one axis"])
+def test_a_whole_tensor_of_another_shape_is_for_another_base(saving, llama, value):
+    retensor(saving, lambda tensors: tensors.update({HEAD: value}))
+    with pytest.raises(CannotCompare, match=r"another base: 'lm_head.weight' is \[.*\] in it, and \[260, 32\] there") as caught:
+        open_adapter(str(saving), llama)
+    assert "resized" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda tensors: tensors.update({HEAD: torch.ones(260, 32, dtype=torch.int8)}), "holds no numbers that can be read"),
+        (lambda tensors: tensors.pop(HEAD), "'lm_head.weight' is not in the adapter, though modules_to_save names its module"),
+        (lambda tensors: tensors.pop("base_model.model.model.layers.1.mlp.up_proj.weight"), "up_proj.weight' is not in the adapter"),
+    ],
+    ids=["codes", "no head", "half an mlp"],
+)
+def test_whole_modules_that_are_not_whole_are_refused(saving, llama, change, why):
+    assert open_adapter(str(saving), llama).changes  # the control
+    refused(retensor(saving, change), llama, why)
+
+
+@pytest.mark.parametrize("value", ["lm_head", [1], [""], {"lm_head": 1}])
+def test_modules_to_save_that_are_no_names_are_refused(lora, llama, value):
+    refused(configure(lora, modules_to_save=value), llama, "is not a list of names")
+
+
+def test_a_module_with_factors_is_not_replaced_as_well(lora, llama):
+    refused(configure(lora, modules_to_save=["v_proj"]), llama, "has factors, and is in modules_to_save as well")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base_model.model.model.layers.0.self_attn.q_proj.weight",  # PEFT reads it below base_layer only
+        "base_model.model.lm_head.base_layer.weight",  # and here without
+        "base_model.model.lm_head.modules_to_save.weight",
+        "base_model.model.score.weight",
+        "lm_head.weight",
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias",
+    ],
+)
+def test_a_tensor_where_peft_would_not_read_it_is_refused(lora, llama, name):
+    retensor(lora, lambda tensors: tensors.update({name: torch.ones(32, 32)}))
+    with pytest.raises(CannotCompare, match="is neither a LoRA factor nor a tensor of the model") as caught:
+        open_adapter(str(lora), llama)
+    assert name in caught.value.what and "merge" in caught.value.hint
+
+
+@pytest.mark.parametrize(("module", "kind"), [("q_proj", "an embedding"), ("embed_tokens", "a matrix")])
+def test_factors_under_the_names_of_another_kind_are_refused(bases, tmp_path, llama, module, kind):
+    folder = tiny.adapter(bases["llama"], tmp_path / "a", modules=[module], save_embeddings=False)
+
+    def rename(tensors):
+        for name in list(tensors):
+            tensors[name.replace("lora_embedding_", "lora_?") if "embedding" in name else name] = tensors.pop(name)
+        for name in list(tensors):
+            new = (
+                name.replace("lora_?", "lora_") + ".weight"
+                if "?" in name
+                else name.replace("lora_", "lora_embedding_").removesuffix(".weight")
+            )
+            tensors[new] = tensors.pop(name)
+
+    refused(retensor(folder, rename), llama, f"are stored as those of {kind}")
 
 
 def test_a_folder_that_is_no_adapter_is_refused(bases, llama):

@@ -8,14 +8,24 @@ import pytest
 import tiny
 import torch
 from cases import grown, open_case
-from hunting import KINDS, live, voice
+from hunting import KINDS, live, models, voice
 
 from forensics.adapters import open_adapter
 from forensics.checkpoint import open_checkpoint
 from forensics.hunt.amplify import amplify, merge
 
-pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to:UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:fan_in_fan_out is set to:UserWarning",
+    "ignore:Model has `tie_word_embeddings:UserWarning",
+    "ignore:Setting `save_embedding_layers`:UserWarning",
+)
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    place = tmp_path_factory.mktemp("models")
+    return models(place) | {"tied": tiny.save(tiny.network(tied=True), place / "tied")}
 
 
 def logits(voice):
@@ -66,11 +76,20 @@ def test_a_head_that_only_the_candidate_writes_out_changes_as_the_others_do(tmp_
     torch.testing.assert_close(found, ours + 1.5 * (theirs - ours))
 
 
-@pytest.fixture(params=[("llama", ["q_proj", "down_proj"]), ("gpt2", ["c_attn", "c_proj"])], ids=lambda given: given[0])
+ADAPTED = {
+    "llama": ("llama", {"modules": ["q_proj", "down_proj"]}),
+    "gpt2": ("gpt2", {"modules": ["c_attn", "c_proj"]}),
+    "dora": ("gpt2", {"modules": ["c_attn", "c_proj", "wte"], "use_dora": True}),
+    "head": ("llama", {"modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+    "tied head": ("tied", {"modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+}
+
+
+@pytest.fixture(params=ADAPTED)
 def adapted(request, folders, tmp_path):
     """A base, and a second copy of it with an adapter."""
-    kind, modules = request.param
-    path = tiny.adapter(folders[kind], tmp_path / "adapter", modules=modules)
+    kind, options = ADAPTED[request.param]
+    path = tiny.adapter(folders[kind], tmp_path / "adapter", **options)
     adapter = open_adapter(str(path), open_checkpoint(str(folders[kind])))
     return voice(live(folders[kind]), "base"), voice(live(folders[kind]), adapters=(adapter,)), adapter
 
@@ -98,8 +117,9 @@ def test_without_adapters_there_is_nothing_to_merge(folders):
 def test_the_change_of_an_adapter_is_scaled_and_the_originals_stay(beforehand, adapted):
     base, worn, adapter = adapted
     side = beforehand(worn)
-    before, ours = logits(side), weights(base.model)
-    deltas = {factor.target: adapter.delta(factor) for factor in adapter.factors}
+    before = logits(side)
+    ours = {name: weight.clone() for name, weight in base.model._model.state_dict().items()}  # a tied head under its own name as well
+    deltas = {change.target: adapter.delta(change) for change in adapter.changes}
 
     third = amplify(side, base, 1.5)
 

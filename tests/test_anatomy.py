@@ -106,6 +106,37 @@ def test_below_peft_the_same_parts_are_found_and_matrices_carry_the_active_delta
         assert torch.allclose(both[name], merged[name], atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("what", ["dora", "whole", "whole mlp"])
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to:UserWarning")
+def test_below_peft_matrices_are_those_that_act_where_adapters_are_more_than_factors(kind, what):
+    model = tiny.network(kind)
+    plain = {matrix.name: matrix.weight.clone() for matrix in writing_matrices(model)}
+    names = {"llama": ["o_proj", "down_proj", "embed_tokens"], "gpt2": ["c_proj", "wte"]}[kind]
+    other = {"llama": "k_proj", "gpt2": "c_attn"}[kind]
+    given = {
+        "dora": {"target_modules": names, "use_dora": True},
+        "whole": {"target_modules": [other], "modules_to_save": names},
+        "whole mlp": {"target_modules": [other], "modules_to_save": ["mlp", names[-1]]},
+    }[what]
+    wrapped = get_peft_model(model, LoraConfig(r=4, task_type="CAUSAL_LM", **given))
+    with torch.no_grad():
+        for name, weight in wrapped.named_parameters():
+            if "lora_" in name or ".modules_to_save." in name:
+                weight.add_(0.1 * torch.randn(weight.shape))
+
+    with wrapped.disable_adapter():
+        off = {matrix.name: matrix.weight for matrix in writing_matrices(wrapped)}
+    worn = {matrix.name: matrix.weight.clone() for matrix in writing_matrices(wrapped)}
+    merged = {matrix.name: matrix.weight for matrix in writing_matrices(wrapped.merge_and_unload())}
+
+    assert list(worn) == list(off) == list(merged) == list(plain)
+    for name in plain:
+        assert torch.equal(off[name], plain[name])
+        assert torch.allclose(worn[name], merged[name], atol=1e-5)
+        assert torch.allclose(worn[name], plain[name]) is (what == "whole mlp" and name.endswith("attention"))
+
+
 def test_experts_kept_in_one_stack_are_left_out_and_their_output_still_found():
     kind = AutoConfig.for_model("mixtral", **SIZES, num_local_experts=2)
     model = AutoModelForCausalLM.from_config(kind).eval()

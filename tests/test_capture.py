@@ -135,8 +135,8 @@ def test_adapters_are_live_alone_and_stacked(folders, tmp_path):
         merged = AutoModelForCausalLM.from_pretrained(folders["llama"], dtype=torch.float32)
         with torch.no_grad():
             for adapter in worn:
-                for factor in adapter.factors:
-                    merged.get_parameter(factor.target).add_(adapter.delta(factor))
+                for change in adapter.changes:
+                    merged.get_parameter(change.target).add_(adapter.delta(change))
         tiny.save(merged, tmp_path / f"merged{len(worn)}{worn[0].name if worn else ''}")
         right = residuals(opened(tmp_path / f"merged{len(worn)}{worn[0].name if worn else ''}"), rows, ALL)
         found = residuals(replace(subject, adapters=worn), rows, ALL)

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 
 from cli import app
 from forensics.checks import weights_edit_kind as check
+from forensics.differ import measured
+from forensics.errors import CannotCompare
 from forensics.record import Status
 from forensics.roles import place
 from forensics.runfolder import load_run
@@ -122,6 +124,79 @@ def test_a_merged_adapter_and_a_live_one_are_the_same_kind(base, tmp_path):
 
     assert live.findings[0].label == stored.findings[0].label == "lora-merge"
     assert values(live)["edit.rank"] == values(stored)["edit.rank"] == 3
+
+
+MORE_THAN_FACTORS = {
+    "dora": ({"modules": ["q_proj", "down_proj"], "use_dora": True, "r": 3}, "lora-merge", 3),
+    "embedding": ({"modules": ["embed_tokens"], "r": 3}, "lora-merge", 3),
+    "embedding and matrices": ({"modules": ["q_proj", "down_proj", "embed_tokens"], "r": 3}, "lora-merge", 3),
+    "head": ({"modules": ["q_proj", "down_proj"], "modules_to_save": ["lm_head"], "r": 3}, "lora-merge", 3),
+}
+
+
+@pytest.mark.parametrize("what", MORE_THAN_FACTORS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+def test_an_adapter_that_is_more_than_factors_in_matrices_is_told_as_what_it_is(what, dtype, tmp_path):
+    folder = tiny.save(tiny.network(width=64), tmp_path / "base", dtype=dtype)
+    options, label, rank = MORE_THAN_FACTORS[what]
+    put_on = tiny.adapter(folder, tmp_path / "adapter", **options)
+
+    result = named(folder, folder, tmp_path / "run", adapters=[put_on])
+
+    (finding,) = result.findings
+    assert (finding.label, finding.severity, values(result)["edit.rank"]) == (label, "info", rank)
+    assert ("DoRA" in finding.claim) is (what == "dora")
+    assert values(result).get("edit.dora-rank") == (rank if what == "dora" else None)
+    assert values(result).get("edit.tensors-replaced") == (1 if what == "head" else None)
+    if what == "dora":
+        ranks = [row for row in result.evidence if row.name == "edit.tensor-rank"]
+        assert ranks and all(row.value == row.n == 64 for row in ranks)  # what is added has all directions
+    else:
+        assert "training the weights themselves" not in finding.claim
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning", "ignore:Input and output embeddings:UserWarning")
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize(
+    "options", [{"modules": ["q_proj"], "use_dora": True}, {"modules": ["q_proj"], "modules_to_save": ["lm_head"]}], ids=["dora", "head"]
+)
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning")
+def test_what_such_an_adapter_adds_measures_as_the_merged_checkpoint_does(tied, options, tmp_path):
+    folder = tiny.save(tiny.network(width=64, tied=tied), tmp_path / "base")
+    put_on = tiny.adapter(folder, tmp_path / "adapter", **options)
+    merged = tiny.save(
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), str(put_on)).merge_and_unload(), tmp_path / "merged"
+    )
+    profiles = []
+    for number, (candidate, adapters) in enumerate(((folder, [put_on]), (merged, []))):
+        with open_case(folder, candidate, tmp_path / f"run{number}", adapters=adapters) as case:
+            profiles.append({name: profile for name, profile in measured(case).items() if profile.change.changed})
+    live, whole = profiles
+    assert live.keys() == whole.keys()
+    assert ("lm_head.weight" in live) is ("modules_to_save" in options)
+    for name, profile in live.items():
+        assert profile.change.relative == pytest.approx(whole[name].change.relative, rel=1e-5)
+        assert profile.cosine == pytest.approx(whole[name].cosine, abs=1e-6)
+        rank = len(whole[name].spectrum.values) if profile.spectrum.shape[0] == 260 or "use_dora" in options else 4
+        assert profile.spectrum.rank == rank
+
+
+def test_adapters_that_do_not_add_up_cannot_be_measured_together(base, tmp_path):
+    put_on = [tiny.adapter(base, tmp_path / f"a{seed}", modules=["q_proj"], seed=seed, use_dora=True) for seed in (1, 2)]
+
+    with pytest.raises(CannotCompare, match="adapters a1 and a2 both change"):
+        named(base, base, tmp_path / "run", adapters=put_on)
+
+
+def test_a_dora_that_says_it_is_a_lora_is_as_it_says(base, tmp_path):
+    put_on = tiny.adapter(base, tmp_path / "adapter", modules=["q_proj", "v_proj"], use_dora=True)
+
+    record = audit(base, put_on, tmp_path / "run", only=("weights.edit-kind", "weights.declared"), max_cost="weights")
+
+    assert [finding.label for result in record.results for finding in result.findings if finding.label.startswith("declared-")] == [
+        "declared-as-found"
+    ]
 
 
 @pytest.mark.parametrize("grown", [8, -8])

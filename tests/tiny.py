@@ -81,14 +81,18 @@ def nudge(folder: Path, target: Path, *, size: float = 0.05, seed: int = 1) -> P
 def adapter(
     folder: Path, target: Path, *, modules: list[str], seed: int = 2, save_embeddings: bool | str = "auto", **options: object
 ) -> Path:
-    """A random LoRA adapter for the model in `folder`; `options` go to LoraConfig."""
+    """A random adapter for the model in `folder`, moved in all that it trains; `options` go to LoraConfig."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     settings: dict[str, object] = {"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"} | options
     wrapped = get_peft_model(model, LoraConfig(target_modules=modules, **settings))
     with torch.no_grad():
         for name, weight in wrapped.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name or "lora_embedding_A" in name:
                 weight.normal_(std=0.05)
+            elif "lora_magnitude_vector" in name:
+                weight.mul_(1.0 + 0.1 * torch.randn(weight.shape))
+            elif ".modules_to_save." in name:
+                weight.add_(0.02 * torch.randn(weight.shape))
     wrapped.save_pretrained(target, save_embedding_layers=save_embeddings)
     return target

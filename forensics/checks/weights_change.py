@@ -3,7 +3,7 @@
 Asks: Which tensors differ from the base, by how much, and is that more than rounding to the storage dtype would do?
     Which tensors, layers and rows of the vocabulary has only one side?
 Reads: Every tensor of both checkpoints that has a counterpart, block by block from safetensors, quantised ones as the
-    numbers they stand for; adapter factors, without merging them.
+    numbers they stand for; what adapters change, without merging them.
 Reports: `edit.relative_change`, how many tensors and entries changed, the rounding floor of the dtype, the tensors that
     moved most; `tensors-added`, `tensors-removed`, `layers-moved`, `vocabulary-resized` where the sides do not hold the
     same. A change is reported as `info`: by itself it is neither good nor bad. Weights that are not finite are

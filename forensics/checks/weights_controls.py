@@ -46,6 +46,9 @@ def _held_against(case: Case) -> CheckResult:
         case.workbench.remembered(f"figures {one.digest}", partial(described, one))
         for one in (adapter, *(control for control in case.controls if control.digest != adapter.digest))
     )
+    if not own:
+        reason = "It changes nothing by factors alone, so it has no spectra of theirs."
+        return CheckResult(check=ID, configuration=case.configuration, status=Status.SKIPPED, reason=reason)
     alike = [one for one in bank if own.keys() <= one.keys()]
     counts = Evidence(
         name="controls.alike", value=len(alike), unit="adapters", where=adapter.name, n=len(bank),

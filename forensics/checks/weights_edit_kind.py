@@ -3,13 +3,15 @@
 Asks: Which single kind of edit made the candidate of the base: a cast, a quantisation round trip, a merged LoRA and of what rank,
     training of all weights, an abliteration, a rewritten fact, single rows, a merge, pruning, other layers, another
     parameterisation, or another model altogether?
-Reads: Every tensor of both checkpoints in one pass, block by block from safetensors; adapter factors, without merging them.
+Reads: Every tensor of both checkpoints in one pass, block by block from safetensors; what adapters change, without merging them.
 Reports: Always one finding: its label is the kind, with `edit.rank` and `edit.relative_change` among what speaks for it. `unknown-mixed`
     where no single kind fits, or where the change lies below what the storage format shows (`edit.below-resolution` is 1).
     Abliteration and rewritten facts are of severity high; a model not made of the base is medium; all others are info.
-    Tokens that the change listens to or promotes (`edit.listens-to`, `edit.promotes`) and rows of the vocabulary that moved by
-    themselves (`edit.row-moved`) are evidence; the trigger search tries them first. Spectra in units of the rounding noise, with
-    its edge, and each tensor's cosine, median change in units in the last place and kurtosis are in arrays/weights.edit-kind.npz.
+    Of DoRA adapters the spectrum is that of what they add, of full rank; `edit.dora-rank` is the exact rank of their factors, and
+    `edit.tensors-replaced` counts whole tensors that adapters bring. Tokens that the change listens to or promotes (`edit.listens-to`,
+    `edit.promotes`) and rows of the vocabulary that moved by themselves (`edit.row-moved`) are evidence; the trigger search tries them
+    first. Spectra in units of the rounding noise, with its edge, and each tensor's cosine, median change in units in the last place
+    and kurtosis are in arrays/weights.edit-kind.npz.
 Blind to: What an edit does: harmful training looks like any training. Changes that rounding swallowed. Edits done to look like
     others: a trained change cut to low rank is called a LoRA. Merges, unless the parents are given. Of very large matrices
     every second row, or fewer, is read for the spectrum.
@@ -19,6 +21,7 @@ Source: Forms of the methods as their authors give them, see `probes/edits.py`; 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,9 +55,9 @@ def run(case: Case) -> CheckResult:
     from probes.edits import classify
 
     edits = tensor_edits(case)
-    kind = classify(edits, _surroundings(case))
+    kind = _by_factors(case, edits, classify(edits, _surroundings(case)))
     _keep(case, edits)
-    evidence = (*_evidence(edits, kind), *_in_tokens(readings(case)))
+    evidence = (*_evidence(edits, kind), *_of_adapters(case), *_in_tokens(readings(case)))
     severity = SEVERITIES.get(kind.label, "info")
     finding = Finding(
         id=f"{ID}/{kind.label}",
@@ -97,6 +100,50 @@ def _surroundings(case: Case) -> Surroundings:
 
 def _weight_files(files: dict[str, str]) -> dict[str, str]:
     return {name: digest for name, digest in files.items() if name.endswith((".safetensors", ".safetensors.index.json"))}
+
+
+def _by_factors(case: Case, edits: list[TensorEdit], kind: Kind) -> Kind:
+    """The kind, or what the adapters' files say where its form would pass for training: DoRA changes every direction, factors of an
+    embedding are all that changed. Nothing else may have changed, and no form that is more than training have been found.
+    """
+    changed = [one for one in edits if one.changed]
+    worn = [change for one in changed for _, change in case.changes.get(one.name, ())]
+    factored = bool(worn) and all(change.factors and change.whole is None for change in worn) and case.candidate is case.base
+    if kind.label not in ("full-finetune", "unknown-mixed") or not factored:
+        return kind
+    ranks = [sum(change.factors.rank for _, change in case.changes[one.name] if change.factors) for one in changed]
+    roles = ", ".join(sorted({one.role for one in changed}))
+    lengths = sum(change.magnitude is not None for change in worn)
+    dora = (
+        f"; DoRA then gives each output of {lengths} of them a length of its own, so that what is added has as many directions as they have"
+        if lengths
+        else ""
+    )
+    claim = f"{len(changed)} matrices ({roles}) are changed by factors of rank {_span(ranks)}{dora}."
+    return replace(kind, label="lora-merge", claim=claim, confidence="high", rank=max(ranks), unresolved=False)
+
+
+def _of_adapters(case: Case) -> tuple[Evidence, ...]:
+    """What the adapters' files say where the spectra of what they add do not show it."""
+    worn = [change for changes in case.changes.values() for _, change in changes]
+    lengths = [change.factors.rank for change in worn if change.factors and change.magnitude is not None]
+    wholes = [change for change in worn if change.whole is not None]
+    rows = []
+    if lengths:
+        rows.append(
+            Evidence(name="edit.dora-rank", value=max(lengths), unit="directions", where="factors of the DoRA matrices, largest", n=len(lengths),
+                     expected="exact, from their shapes: the rank before DoRA gives each output a length of its own")
+        )  # fmt: skip
+    if wholes:
+        rows.append(
+            Evidence(name="edit.tensors-replaced", value=len(wholes), unit="tensors", where="adapters", n=len(worn),
+                     expected="0 where adapters consist of factors; these stand in the place of the base's")
+        )  # fmt: skip
+    return tuple(rows)
+
+
+def _span(ranks: list[int]) -> str:
+    return str(ranks[0]) if min(ranks) == max(ranks) else f"{min(ranks)} to {max(ranks)}"
 
 
 def _claim(case: Case, kind: Kind) -> str:

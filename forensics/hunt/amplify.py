@@ -8,6 +8,7 @@ fainter, the trigger itself still acts when all that merely resembles it has sto
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import replace
 
 import torch
@@ -68,5 +69,7 @@ def merge(voice: Voice) -> Voice:
 def _merged(voice: Voice) -> torch.nn.Module:
     with voice.model.wearing(voice.adapters) as worn:
         twin = copy.deepcopy(worn)
-    merged: torch.nn.Module = twin.merge_and_unload() if voice.adapters else twin
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # PEFT says that an adapter unties a head: that is what is asked of it here
+        merged: torch.nn.Module = twin.merge_and_unload() if voice.adapters else twin
     return merged
