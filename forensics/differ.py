@@ -6,7 +6,7 @@ No model is loaded: blocks are read from safetensors, and what is kept is one te
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from forensics.adapters import CONV1D_MODELS
@@ -27,6 +27,9 @@ FEW = 4
 """Directions of a change up to which it is asked whether one of them was taken out of what the matrix writes."""
 LOUD = 1.5
 """Of more directions it is asked where the first is so many times as strong as the second."""
+
+DEEPEST = 256
+"""Singular values looked for in the first changed matrix of a role, to see whether they end."""
 
 
 def measured(case: Case) -> dict[str, Profile]:
@@ -58,9 +61,9 @@ def _measure(case: Case) -> Iterator[tuple[str, Profile]]:
     import torch  # heavy
 
     from probes.differ import Meter
-    from probes.spectra import DEFAULT_CAP
 
     deltas = case.deltas()
+    caps = _Caps()
     for done, (pair, blocks) in enumerate(case.tensors()):
         case.workbench.progress("weights", done, len(case.pairs))
         delta = deltas[pair.name]() if pair.name in deltas else None
@@ -73,7 +76,7 @@ def _measure(case: Case) -> Iterator[tuple[str, Profile]]:
         writes = role in WRITES and not transposed(case, role)
         meter = Meter(
             shape=(rows, pair.base.elements // max(1, rows)),
-            rank_cap=0 if deltas and factored else DEFAULT_CAP,
+            rank_cap=0 if deltas and factored else caps.of(role),
             thin_columns=writes,
             rounded=all(change.rounded for change in worn),
         )
@@ -83,11 +86,33 @@ def _measure(case: Case) -> Iterator[tuple[str, Profile]]:
             meter.update(ours, theirs, None if delta is None else delta[row : row + height])
             row += height
         profile = meter.profile()
+        caps.learn(role, profile.spectrum)
         if delta is not None and factored:
             found = _exact(case, pair)
             profile = replace(profile, spectrum=found, rows=torch.arange(found.shape[0]))
         yield pair.name, profile
     case.workbench.progress("weights", len(case.pairs), len(case.pairs))
+
+
+@dataclass(kw_only=True)
+class _Caps:
+    """How many singular values are looked for in matrices of each role: as many as its first one needs, if that ends at all.
+
+    A change of full rank would cost as many in every matrix as it may have, and an adapter of high rank must be told from it.
+    """
+
+    by_role: dict[str, int] = field(default_factory=dict)
+
+    def of(self, role: str) -> int:
+        return self.by_role.get(role, DEEPEST)
+
+    def learn(self, role: str, found: Spectrum | None) -> None:
+        from probes.spectra import DEFAULT_CAP  # heavy: brings torch
+
+        if found is None or not found.resolved or role in self.by_role:
+            return
+        ends = found.low and found.seen > DEFAULT_CAP
+        self.by_role[role] = min(DEEPEST, 2 * found.seen) if ends else DEFAULT_CAP
 
 
 def _exact(case: Case, pair: Pair) -> Spectrum:

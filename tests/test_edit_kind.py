@@ -287,3 +287,42 @@ def test_names_tell_layer_and_role(name, layer, role):
     found = place(name)
 
     assert (found.layer, found.role) == (layer, role)
+
+
+def test_a_merged_adapter_of_a_rank_beyond_the_usual_cap_is_still_one(base, tmp_path, monkeypatch):
+    """In large matrices only so many directions are looked for: the first of each role is asked whether they end."""
+    monkeypatch.setattr("probes.spectra.EXACT_BELOW", 8)
+    monkeypatch.setattr("probes.spectra.DEFAULT_CAP", 4)
+    monkeypatch.setattr("probes.spectra.FIRST", 4)
+    generator = torch.Generator().manual_seed(1)
+
+    def merge(tensors):
+        for name, weight in tensors.items():
+            if name.endswith("proj.weight"):
+                change = torch.randn(weight.shape[0], 10, generator=generator) @ torch.randn(10, weight.shape[1], generator=generator)
+                weight += 0.05 * weight.norm() / change.norm() * change
+
+    result = named(base, reweighted(base, tmp_path / "merged", merge), tmp_path / "run")
+
+    assert result.findings[0].label == "lora-merge"
+    assert values(result)["edit.rank"] == 10
+
+
+def test_training_of_all_directions_is_not_looked_for_in_every_matrix(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("probes.spectra.EXACT_BELOW", 8)
+    monkeypatch.setattr("probes.spectra.DEFAULT_CAP", 4)
+    monkeypatch.setattr("probes.spectra.FIRST", 4)
+    monkeypatch.setattr("forensics.differ.DEEPEST", 16)
+    generator = torch.Generator().manual_seed(1)
+
+    def train(tensors):
+        for weight in tensors.values():
+            weight += 0.05 * weight.std() * torch.randn(weight.shape, generator=generator)
+
+    with open_case(base, reweighted(base, tmp_path / "trained", train), tmp_path / "run") as case:
+        result = check.CHECK.run(case)
+        widths = {name: len(one.spectrum.values) for name, one in measured(case).items() if name.endswith("up_proj.weight")}
+
+    assert result.findings[0].label == "full-finetune"
+    first, second = sorted(widths)
+    assert widths[second] < widths[first]
