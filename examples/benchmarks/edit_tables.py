@@ -35,6 +35,8 @@ def show(rows: list[Row]) -> None:
     """Print every table."""
     order = {kind: place for place, kind in enumerate((*KINDS, CONTROL))}
     rows = sorted(rows, key=lambda row: (order[row["kind"]], -row["strength"], row["variant"], row["seed"]))
+    _accuracy(("cells of",), rows, lambda row: ("seed 0, looked at in development" if row["seed"] == 0 else "other seeds, held out",))
+    _accuracy(("kind",), rows, lambda row: (row["kind"],))
     _accuracy(("kind", "strength"), rows, lambda row: (row["kind"], strength_name(row)))
     _accuracy(("base",), rows, lambda row: (row["base"],))
     _accuracy(("control", "strength"), [row for row in rows if row["kind"] == CONTROL], lambda row: (row["variant"], strength_name(row)))
