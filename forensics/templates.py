@@ -143,6 +143,8 @@ class _Renderer:
                 said = {"failed": "it breaks the process it runs in"}
             if said.get("failed") == too_long["failed"]:
                 self._overruns[template] = self._overruns.get(template, 0) + 1
+            if said.get("failed") == child.NO_MEMORY:  # what it left behind would be missing when the next template is rendered
+                self.stop()
             return said
 
     def _exchange(self, line: bytes, seconds: float) -> dict[str, Any]:
@@ -181,7 +183,7 @@ class _Renderer:
         words = [sys.executable, "-P", str(Path(child.__file__))]
         around = {name: value for name, value in os.environ.items() if name in PASSED_ON}
         try:
-            self._process = subprocess.Popen(  # noqa: S603 - our own file
+            self._process = subprocess.Popen(  # noqa: S603 - no shell, and no word of it is input: our interpreter runs our own file
                 words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=around
             )
         except OSError as error:
@@ -252,6 +254,18 @@ def everything_in(tree: nodes.Node) -> Iterator[nodes.Node]:
         stack += node.iter_child_nodes()
 
 
+READING: dict[type[nodes.Node], str] = {
+    **dict.fromkeys(
+        (nodes.Compare, nodes.Test, nodes.Filter, nodes.Call, nodes.Slice, nodes.FilterBlock, nodes.AssignBlock, nodes.With), ""
+    ),
+    **dict.fromkeys((nodes.If, nodes.CondExpr), "test"),
+    **dict.fromkeys((nodes.Assign, nodes.Getitem), "node"),
+    nodes.For: "iter",
+}
+"""Nodes that do something with a text, and the part of them that it then stands in (all of them if empty): `message['content']`
+reads a turn's text, `message['content'][:12]` cuts it."""
+
+
 @lru_cache(maxsize=16)
 def writes_content_only(template: str) -> bool:
     """Whether `template` does no more with what a turn says than write it down, trimmed perhaps.
@@ -263,19 +277,15 @@ def writes_content_only(template: str) -> bool:
     except TemplateFailed:
         return False
 
-    def holds(node: nodes.Node) -> bool:
-        names = (getattr(one, field, None) for one in everything_in(node) for field in ("attr", "value", "name"))
-        return any(name == "content" for name in names)
-
-    treating = (nodes.Compare, nodes.Test, nodes.Filter, nodes.Call, nodes.If, nodes.CondExpr, nodes.Assign, nodes.Slice)
-    for node in everything_in(tree):
-        if isinstance(node, nodes.Getitem) and holds(node.node):
-            return False  # `message['content']` reads a turn's text; `message['content'][:12]` cuts it
-        if not isinstance(node, treating):
-            continue
-        heads = {nodes.If: "test", nodes.CondExpr: "test", nodes.Assign: "node"}
-        looked = getattr(node, heads[type(node)]) if type(node) in heads else node
+    whole = list(everything_in(tree))
+    holding: set[int] = set()
+    for node in reversed(whole):  # what a node consists of comes after it
+        named = "content" in [getattr(node, field, None) for field in ("attr", "value", "name")]
+        if named or any(id(one) in holding for one in node.iter_child_nodes()):
+            holding.add(id(node))
+    for node in whole:
+        part = READING.get(type(node))
         trims = isinstance(node, nodes.Filter) and node.name == "trim"
-        if not trims and looked is not None and holds(looked):
+        if part is not None and not trims and id(getattr(node, part) if part else node) in holding:
             return False
     return True
