@@ -276,11 +276,17 @@ def listed(*rows):
         pytest.param(None, HIDDEN + PLAIN, id="in the config of the tokenizer"),
         pytest.param(None, listed(("default", PLAIN), ("tool_use", HIDDEN + PLAIN)), id="under a second name"),
         pytest.param(PLAIN, listed(("default", HIDDEN + PLAIN)), id="in a list beside the file"),
+        pytest.param({"additional_chat_templates/default.jinja": HIDDEN + PLAIN}, None, id="in an additional file that wins"),
+        pytest.param({"additional_chat_templates/file.jinja": HIDDEN + PLAIN}, None, id="in an additional file that wins by accident"),
+        pytest.param(
+            {"chat_template.jinja": HIDDEN + PLAIN, "additional_chat_templates/default.jinja": PLAIN}, None, id="in the file that loses"
+        ),
     ],
 )
 def test_a_planted_template_is_found_wherever_it_lies(own, inside, base, tmp_path):
     config = json.loads((base[PLAIN] / "tokenizer_config.json").read_text(encoding="utf-8"))
-    files = {"chat_template.jinja": own, "tokenizer_config.json": json.dumps(config | ({"chat_template": inside} if inside else {}))}
+    files = own if isinstance(own, dict) else {"chat_template.jinja": own}
+    files = files | {"tokenizer_config.json": json.dumps(config | ({"chat_template": inside} if inside else {}))}
     candidate = edited(base[PLAIN], tmp_path / "candidate", files=files)
 
     assert labels(look(base[PLAIN], candidate, tmp_path / "run")) == {"chat-template": "high"}
