@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import json
 import pickle
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from cases import Held
 from transformers import AutoTokenizer
 
 from forensics.checkpoint import hash_files, open_checkpoint
@@ -26,15 +26,6 @@ from forensics.surface import (
     token_flags,
     token_map,
 )
-
-
-@dataclass(frozen=True)
-class Held:
-    """A folder with the hashes of its files, which is all this floor asks for."""
-
-    path: Path
-    files: dict[str, str]
-    name: str = "held"
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import tiny
-from cases import edited, open_case
+from cases import claim, edited, open_case
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -59,10 +59,6 @@ def look(base, candidate, folder) -> CheckResult:
 
 def grave(outcome: CheckResult) -> set[str]:
     return {finding.label for finding in outcome.findings if finding.severity != "info"}
-
-
-def claim(outcome: CheckResult, label: str) -> str:
-    return next(finding.claim for finding in outcome.findings if finding.label == label)
 
 
 def changed(base, name, change) -> dict[str, str]:

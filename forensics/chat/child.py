@@ -167,8 +167,12 @@ def _heard(value: Any) -> Any:
 
 
 @lru_cache(maxsize=32)
-def _compiled(template: str) -> jinja2.Template:
-    return environment().from_string(template)
+def _compiled(template: str) -> jinja2.Template | str:
+    """The template ready to be rendered, or why it never will be: compiling it again for every conversation would take long."""
+    try:
+        return environment().from_string(template)
+    except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError) as error:
+        return f"it raises {type(error).__name__}"
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -178,9 +182,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         with _time_limit(request["seconds"]):
             pieces, length = [], 0
+            compiled = _compiled(request["template"])
+            if isinstance(compiled, str):
+                return {"failed": compiled}
             clock = _clock(datetime.fromisoformat(request["now"]) if request["now"] else None)
             tell = (lambda form: Heard(clock(form))) if request["listen"] else clock
-            for piece in _compiled(request["template"]).generate(strftime_now=tell, **variables):
+            for piece in compiled.generate(strftime_now=tell, **variables):
                 pieces.append(piece)
                 length += len(piece)
                 if length > request["characters"]:
