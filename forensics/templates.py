@@ -97,7 +97,8 @@ def render_scene(template: str, scene: Scene, *, special_tokens: Mapping[str, st
         TemplateFailed: As in `render_template`.
         ToolFailed: The process that renders cannot be started.
     """
-    _refuse_explosive(template)
+    if why := _not_run(template):
+        raise TemplateFailed(why)
     request = {
         "template": template,
         "variables": {
@@ -236,13 +237,18 @@ def _environment() -> jinja2.Environment:
 
 
 @lru_cache(maxsize=16)
-def _refuse_explosive(template: str) -> None:
-    """Refuse powers and huge numbers: one of them can keep a process busy that could only be killed."""
-    for node in everything_in(parse(template)):
+def _not_run(template: str) -> str:
+    """Why `template` is not even tried, empty if it is: one power or huge number can keep a process busy that could only be killed."""
+    try:
+        tree = parse(template)
+    except TemplateFailed as error:
+        return str(error)
+    for node in everything_in(tree):
         if isinstance(node, nodes.Pow):
-            raise TemplateFailed("it raises to a power, which can use up any machine, so it was not run")
+            return "it raises to a power, which can use up any machine, so it was not run"
         if isinstance(node, nodes.Const) and isinstance(node.value, int) and node.value > LARGEST_NUMBER:
-            raise TemplateFailed(f"it holds a number over {LARGEST_NUMBER}, which can use up any machine, so it was not run")
+            return f"it holds a number over {LARGEST_NUMBER}, which can use up any machine, so it was not run"
+    return ""
 
 
 def everything_in(tree: nodes.Node) -> Iterator[nodes.Node]:
