@@ -133,7 +133,7 @@ def safe_yaml(text: str) -> Any:
             if number > MAX_EVENTS or depth > MAX_DEPTH or aliases > (MAX_ALIASES_MERGED if merges else MAX_ALIASES):
                 raise _Unreadable("it is larger, deeper or more entangled than any honest one")
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError, AttributeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError, AttributeError, LookupError) as error:
         raise _Unreadable(f"it is no YAML ({type(error).__name__})") from error
 
 

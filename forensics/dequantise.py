@@ -160,8 +160,9 @@ class Packed:
     def _scales(self, folder: Path, first: int, last: int) -> torch.Tensor:
         held = stored_values(folder, self.absmax, first, last)
         if self.nested is None:
-            _refuse_not_finite(held, self.absmax)
-            return held.float()
+            scales = held.float()
+            _refuse_not_finite(scales, self.absmax)
+            return scales
         import torch  # heavy
 
         size, low = self.nested.block_size, first // self.nested.block_size

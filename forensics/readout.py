@@ -93,7 +93,7 @@ def _read(case: Case) -> Readings:
             found += [(sort, *row) for row in rows]
     for pair in places.values():
         found += [("moved", row, pair.name, share) for row, share in _moved(profiles[pair.name])]
-    texts = token_texts(case.base.path, sorted({token for _, token, _, _ in found}))
+    texts = token_texts(case.base, sorted({token for _, token, _, _ in found}))
     best = [
         Reading(sort=sort, token=token, text=texts.get(token, ""), tensor=name, value=value)
         for sort, token, name, value in sorted(found, key=lambda row: (-row[3], row[1]))

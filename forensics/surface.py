@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from forensics.checkpoint import PICKLE_SUFFIXES, read_json
+from forensics.checkpoint import MAX_JSON_BYTES, PICKLE_SUFFIXES, read_json
+from forensics.errors import BadInput
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "vocab.txt")
 MAPPING_PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 """Sections of tokenizer.json besides the vocabulary that decide which ids a text becomes, and back."""
+OWN_TEMPLATE = "chat_template.jinja"
+MORE_TEMPLATES = "additional_chat_templates"
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token")
 
 
@@ -36,7 +40,10 @@ def has_tokenizer(folder: Folder) -> bool:
 
 
 def chat_templates(folder: Folder) -> dict[str, str]:
-    """Jinja source of every chat template, by name; files of their own win over tokenizer_config.json, as in transformers.
+    """Jinja source of every chat template, by name.
+
+    As in transformers, `chat_template.jinja` wins over tokenizer_config.json, and a file in the folder of additional templates
+    over both, even where it is called `default`.
 
     Raises:
         BadInput: One of the files is damaged.
@@ -48,12 +55,10 @@ def chat_templates(folder: Folder) -> dict[str, str]:
     elif isinstance(inside, list):
         rows = [row for row in inside if isinstance(row, dict)]
         templates |= {str(row.get("name", "default")): str(row.get("template", "")) for row in rows}
-    for name in folder.files:
-        if name == "chat_template.jinja":
-            templates["default"] = _text(folder, name)
-        elif name.startswith("additional_chat_templates/") and name.endswith(".jinja"):
-            templates[Path(name).stem] = _text(folder, name)
-    return templates
+    if OWN_TEMPLATE in folder.files:
+        templates["default"] = _text(folder, OWN_TEMPLATE)
+    more = [name for name in folder.files if Path(name).parent.as_posix() == MORE_TEMPLATES and name.endswith(".jinja")]
+    return templates | {Path(name).name.removesuffix(".jinja"): _text(folder, name) for name in sorted(more)}
 
 
 def other_templates(folder: Folder) -> dict[str, str]:
@@ -71,6 +76,8 @@ def other_templates(folder: Folder) -> dict[str, str]:
             name, template = str(row.get("name", "default")), row.get("template")
             if isinstance(template, str) and used.get(name) != template:
                 found[f"{name} in {file}"] = template
+    if OWN_TEMPLATE in folder.files and used.get("default") != (own := _text(folder, OWN_TEMPLATE)):
+        found[f"default in {OWN_TEMPLATE}"] = own
     return found
 
 
@@ -106,8 +113,14 @@ def token_map(folder: Folder) -> dict[str, int]:
 
 
 def mapping_parts(folder: Folder) -> dict[str, Any]:
-    """What besides the vocabulary decides how text becomes ids, in a form that ignores mere differences of spelling."""
+    """What besides the vocabulary decides how text becomes ids, as the files of a folder have it."""
     whole = _json(folder, "tokenizer.json")
+    merges = _text(folder, "merges.txt") if not whole and "merges.txt" in folder.files else None
+    return parts_of(whole) | ({} if merges is None else {"merges": merges})
+
+
+def parts_of(whole: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of a tokenizer.json, in a form that ignores mere differences of spelling."""
     model = whole.get("model") if isinstance(whole.get("model"), dict) else {}
     parts: dict[str, Any] = {name: whole.get(name) for name in MAPPING_PARTS}
     if isinstance(model, dict):  # options left out have the value that an empty one has
@@ -115,14 +128,17 @@ def mapping_parts(folder: Folder) -> dict[str, Any]:
     merges = model.get("merges") if isinstance(model, dict) else None
     if isinstance(merges, list):  # older files write "a b", newer ones ["a", "b"]
         parts["merges"] = [row.split(" ") if isinstance(row, str) else row for row in merges]
-    if not whole:
-        parts["merges"] = _text(folder, "merges.txt") if "merges.txt" in folder.files else None
     return parts
 
 
 def token_flags(folder: Folder) -> dict[str, dict[str, Any]]:
-    """How each added token of tokenizer.json is found in a text: alone or within words, with the spaces around it, and so on."""
-    rows = _json(folder, "tokenizer.json").get("added_tokens")
+    """How each added token is found in a text, as the files of a folder have it."""
+    return flags_of(_json(folder, "tokenizer.json"))
+
+
+def flags_of(whole: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The same of a tokenizer.json: alone or within words, with the spaces around it, and so on."""
+    rows = whole.get("added_tokens")
     flags: dict[str, dict[str, Any]] = {}
     for row in rows if isinstance(rows, list) else []:
         if isinstance(row, dict):
@@ -157,4 +173,9 @@ def _json(folder: Folder, name: str) -> dict[str, Any]:
 
 
 def _text(folder: Folder, name: str) -> str:
-    return (folder.path / name).read_text(encoding="utf-8", errors="replace")
+    file = folder.path / name
+    if file.stat().st_size > MAX_JSON_BYTES:
+        raise BadInput(
+            f"this file is larger than {MAX_JSON_BYTES} bytes", where=f"{folder.name}/{name}", hint="no honest file of this kind is"
+        )
+    return file.read_text(encoding="utf-8", errors="replace")

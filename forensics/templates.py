@@ -97,7 +97,8 @@ def render_scene(template: str, scene: Scene, *, special_tokens: Mapping[str, st
         TemplateFailed: As in `render_template`.
         ToolFailed: The process that renders cannot be started.
     """
-    _refuse_explosive(template)
+    if why := _not_run(template):
+        raise TemplateFailed(why)
     request = {
         "template": template,
         "variables": {
@@ -143,6 +144,8 @@ class _Renderer:
                 said = {"failed": "it breaks the process it runs in"}
             if said.get("failed") == too_long["failed"]:
                 self._overruns[template] = self._overruns.get(template, 0) + 1
+            if said.get("failed") == child.NO_MEMORY:  # what it left behind would be missing when the next template is rendered
+                self.stop()
             return said
 
     def _exchange(self, line: bytes, seconds: float) -> dict[str, Any]:
@@ -181,7 +184,7 @@ class _Renderer:
         words = [sys.executable, "-P", str(Path(child.__file__))]
         around = {name: value for name, value in os.environ.items() if name in PASSED_ON}
         try:
-            self._process = subprocess.Popen(  # noqa: S603 - our own file
+            self._process = subprocess.Popen(  # noqa: S603 - no shell, and no word of it is input: our interpreter runs our own file
                 words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=around
             )
         except OSError as error:
@@ -234,13 +237,18 @@ def _environment() -> jinja2.Environment:
 
 
 @lru_cache(maxsize=16)
-def _refuse_explosive(template: str) -> None:
-    """Refuse powers and huge numbers: one of them can keep a process busy that could only be killed."""
-    for node in everything_in(parse(template)):
+def _not_run(template: str) -> str:
+    """Why `template` is not even tried, empty if it is: one power or huge number can keep a process busy that could only be killed."""
+    try:
+        tree = parse(template)
+    except TemplateFailed as error:
+        return str(error)
+    for node in everything_in(tree):
         if isinstance(node, nodes.Pow):
-            raise TemplateFailed("it raises to a power, which can use up any machine, so it was not run")
+            return "it raises to a power, which can use up any machine, so it was not run"
         if isinstance(node, nodes.Const) and isinstance(node.value, int) and node.value > LARGEST_NUMBER:
-            raise TemplateFailed(f"it holds a number over {LARGEST_NUMBER}, which can use up any machine, so it was not run")
+            return f"it holds a number over {LARGEST_NUMBER}, which can use up any machine, so it was not run"
+    return ""
 
 
 def everything_in(tree: nodes.Node) -> Iterator[nodes.Node]:
@@ -250,6 +258,18 @@ def everything_in(tree: nodes.Node) -> Iterator[nodes.Node]:
         node = stack.pop()
         yield node
         stack += node.iter_child_nodes()
+
+
+READING: dict[type[nodes.Node], str] = {
+    **dict.fromkeys(
+        (nodes.Compare, nodes.Test, nodes.Filter, nodes.Call, nodes.Slice, nodes.FilterBlock, nodes.AssignBlock, nodes.With), ""
+    ),
+    **dict.fromkeys((nodes.If, nodes.CondExpr), "test"),
+    **dict.fromkeys((nodes.Assign, nodes.Getitem), "node"),
+    nodes.For: "iter",
+}
+"""Nodes that do something with a text, and the part of them that it then stands in (all of them if empty): `message['content']`
+reads a turn's text, `message['content'][:12]` cuts it."""
 
 
 @lru_cache(maxsize=16)
@@ -263,19 +283,15 @@ def writes_content_only(template: str) -> bool:
     except TemplateFailed:
         return False
 
-    def holds(node: nodes.Node) -> bool:
-        names = (getattr(one, field, None) for one in everything_in(node) for field in ("attr", "value", "name"))
-        return any(name == "content" for name in names)
-
-    treating = (nodes.Compare, nodes.Test, nodes.Filter, nodes.Call, nodes.If, nodes.CondExpr, nodes.Assign, nodes.Slice)
-    for node in everything_in(tree):
-        if isinstance(node, nodes.Getitem) and holds(node.node):
-            return False  # `message['content']` reads a turn's text; `message['content'][:12]` cuts it
-        if not isinstance(node, treating):
-            continue
-        heads = {nodes.If: "test", nodes.CondExpr: "test", nodes.Assign: "node"}
-        looked = getattr(node, heads[type(node)]) if type(node) in heads else node
+    whole = list(everything_in(tree))
+    holding: set[int] = set()
+    for node in reversed(whole):  # what a node consists of comes after it
+        named = "content" in [getattr(node, field, None) for field in ("attr", "value", "name")]
+        if named or any(id(one) in holding for one in node.iter_child_nodes()):
+            holding.add(id(node))
+    for node in whole:
+        part = READING.get(type(node))
         trims = isinstance(node, nodes.Filter) and node.name == "trim"
-        if not trims and looked is not None and holds(looked):
+        if part is not None and not trims and id(getattr(node, part) if part else node) in holding:
             return False
     return True

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
 from typing import Any
 
-from forensics.surface import Folder, mapping_parts, token_flags, token_map
+from forensics.checkpoint import read_json
+from forensics.errors import BadInput
+from forensics.surface import Folder, flags_of, mapping_parts, parts_of, token_flags
 
-TOKENIZING_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
-    "tokenizer.model", "spiece.model",
-)  # fmt: skip
-"""Files that decide together which ids a text becomes. The same hashes mean the same tokenizer."""
+TOKENIZING_FILES = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json")
+TOKENIZING_STARTS, TOKENIZING_ENDS = ("tokenizer", "tokenization_"), (".model", ".tiktoken")
+"""Files that decide together which ids a text becomes, by name, or by how it begins or ends: a config can name
+`tokenizer.4.0.0.json` in place of `tokenizer.json`. The same hashes mean the same tokenizer."""
 TEXTS = (
     "The quick brown fox jumps over the lazy dog. It's 9 o'clock , isn't it ?  Yes !",
     "def f(x):\n\treturn x ** 2  # squared\r\n\r\n    if x != 3.14159: print(1234567)",
@@ -41,6 +43,8 @@ MOST_CHANGES = 60
 MOST_NEIGHBOURS = 10
 """With how many other merges a changed one is put side by side, on either hand."""
 LONGEST_TEXT = 200
+MOST_GROWTH = 10_000
+"""By how much rules that put one text in place of another may lengthen a text between them; more could fill any memory."""
 OPENING, CLOSING = "<[{(|", ">]})|"
 """What a token that nobody writes in plain text is set in."""
 
@@ -55,71 +59,134 @@ class Encoded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokenizer:
-    """What a folder's tokenizer, loaded as a deployment would, makes of some texts, and the special tokens it names."""
+class Parts:
+    """What a tokenizer consists of besides its vocabulary: its sections by name, and how each added token is found."""
 
-    encoded: tuple[Encoded, ...]
+    sections: Mapping[str, Any]
+    flags: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+    """A folder's tokenizer, loaded as a deployment would, with the parts it then has: many files can add to them."""
+
+    inner: Any
+    parts: Parts
     special_tokens: dict[str, str]
+
+    def encode(self, texts: Sequence[str]) -> list[Encoded] | None:
+        """What it makes of `texts`; None where it fails on one."""
+        try:
+            rows = [list(self.inner(text)["input_ids"]) for text in texts]
+            back = [(str(self.inner.decode(ids)), str(self.inner.decode(ids, skip_special_tokens=True))) for ids in rows]
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # noqa: BLE001 - it may raise anything, and a panic of its Rust part is no Exception
+            return None
+        return [Encoded(ids=tuple(ids), back=whole, shown=shown) for ids, (whole, shown) in zip(rows, back, strict=True)]
+
+
+def tokenizer_files(folder: Folder) -> set[str]:
+    """Names of a folder's files that decide which ids a text becomes."""
+    near = [name for name in folder.files if "/" not in name]
+    return {name for name in near if name in TOKENIZING_FILES or name.startswith(TOKENIZING_STARTS) or name.endswith(TOKENIZING_ENDS)}
 
 
 def changed_files(ours: Folder, theirs: Folder) -> list[str]:
     """Tokenizer files that differ, are new or are gone."""
-    return [name for name in TOKENIZING_FILES if ours.files.get(name) != theirs.files.get(name)]
+    return sorted(name for name in tokenizer_files(ours) | tokenizer_files(theirs) if ours.files.get(name) != theirs.files.get(name))
 
 
-def changed_sections(ours: Folder, theirs: Folder) -> list[str]:
-    """Sections of tokenizer.json that differ, besides the vocabulary."""
-    parts = mapping_parts(ours), mapping_parts(theirs)
-    names = sorted(name for name in parts[0].keys() | parts[1].keys() if parts[0].get(name) != parts[1].get(name))
-    return names + (["added_tokens"] if _reflagged(ours, theirs) else [])
+def changed_sections(ours: Parts, theirs: Parts) -> list[str]:
+    """Sections of a tokenizer that differ, besides the vocabulary."""
+    names = ours.sections.keys() | theirs.sections.keys()
+    changed = sorted(name for name in names if ours.sections.get(name) != theirs.sections.get(name))
+    return changed + (["added_tokens"] if _reflagged(ours, theirs) else [])
 
 
-def load(folder: Folder, texts: Sequence[str]) -> Tokenizer | None:
-    """What the folder's tokenizer makes of `texts`; None where it cannot be loaded or fails on one."""
+def load(folder: Folder) -> Tokenizer | None:
+    """The folder's tokenizer; None where it cannot be loaded, or could fill any memory with a short text."""
     from transformers import AutoTokenizer  # heavy
 
+    if growth(folder) > MOST_GROWTH:
+        return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder.path), trust_remote_code=False, local_files_only=True)
-        rows = [tuple(tokenizer(text)["input_ids"]) for text in texts]
-        return Tokenizer(
-            encoded=tuple(
-                Encoded(ids=ids, back=str(tokenizer.decode(list(ids))), shown=str(tokenizer.decode(list(ids), skip_special_tokens=True)))
-                for ids in rows
-            ),
-            special_tokens={name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)},
-        )
+        inner = AutoTokenizer.from_pretrained(str(folder.path), trust_remote_code=False, local_files_only=True)
+        backend = getattr(inner, "backend_tokenizer", None)
+        whole = json.loads(backend.to_str()) if backend is not None else None
+        special = {name: token for name, token in inner.special_tokens_map.items() if isinstance(token, str)}
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # noqa: BLE001 - a broken file makes the library raise anything, a panic of its Rust part included
+    except BaseException:  # noqa: BLE001 - a broken file makes the library raise anything, and a panic of its Rust part is no Exception
         return None
+    parts = parts_in_files(folder) if whole is None else Parts(sections=parts_of(whole), flags=flags_of(whole))
+    return Tokenizer(inner=inner, parts=parts, special_tokens=special)
 
 
-def token_texts(path: Path, tokens: Sequence[int]) -> dict[int, str]:
+def token_texts(folder: Folder, tokens: Sequence[int]) -> dict[int, str]:
     """The text each token stands for in the middle of a text, a leading space kept; empty where the tokenizer cannot be loaded.
 
     Tokens that are no text (parts of a character, special ones) are left out.
     """
-    from transformers import AutoTokenizer  # heavy
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False, local_files_only=True)
-        special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-        anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
-        before = str(tokenizer.decode(anchor))
-        ordinary = [token for token in tokens if token not in special and token < len(tokenizer)]
-        texts = [str(tokenizer.decode([*anchor, token], clean_up_tokenization_spaces=False)) for token in ordinary]
+        loaded = load(folder)
+    except BadInput:
+        return {}
+    if loaded is None:
+        return {}
+    inner = loaded.inner
+    try:
+        special = set(inner.all_special_ids) | set(inner.added_tokens_decoder)
+        anchor = list(inner("a", add_special_tokens=False)["input_ids"])
+        before = str(inner.decode(anchor))
+        ordinary = [token for token in tokens if token not in special and token < len(inner)]
+        texts = [str(inner.decode([*anchor, token], clean_up_tokenization_spaces=False)) for token in ordinary]
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # noqa: BLE001 - a broken file makes the library raise anything, a panic of its Rust part included
+    except BaseException:  # noqa: BLE001 - it may raise anything, and a panic of its Rust part is no Exception
         return {}
     found = {token: text[len(before) :] for token, text in zip(ordinary, texts, strict=True) if text.startswith(before)}
     return {token: text for token, text in found.items() if text.strip() and "\ufffd" not in text}
 
 
-def shadowing(ours: Folder, theirs: Folder) -> list[str]:
+def parts_in_files(folder: Folder) -> Parts:
+    """A tokenizer's parts as its files have them, which is not all that a loader makes of a folder."""
+    return Parts(sections=mapping_parts(folder), flags=token_flags(folder))
+
+
+def growth(folder: Folder) -> float:
+    """By which factor the rules of replacement in a folder's tokenizer files could lengthen a text, at most.
+
+    Raises:
+        BadInput: One of the files is damaged.
+    """
+    factors = [1.0]
+    for name in sorted(tokenizer_files(folder)):
+        if name.endswith(".json") and name.startswith("tokenizer"):
+            whole = read_json(folder.path / name, where=f"{folder.name}/{name}")
+            factors.append(_growth([whole.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")]))
+    return max(factors)
+
+
+def _growth(sections: list[Any]) -> float:
+    stack, factor = sections, 1.0
+    while stack and factor <= MOST_GROWTH:
+        value = stack.pop()
+        if isinstance(value, dict):
+            stack += value.values()
+            pattern, content = value.get("pattern"), value.get("content")
+            if isinstance(pattern, dict) and isinstance(content, str):
+                old = pattern.get("String")
+                factor *= max(1.0, len(content) / (len(old) or 1) if isinstance(old, str) else len(content))
+        elif isinstance(value, list):
+            stack += value
+    return factor
+
+
+def shadowing(ours: Parts, theirs: Parts, known: Iterable[str]) -> list[str]:
     """New added tokens that look like something a person writes: wherever it is written, one new token takes its place."""
-    known = token_map(ours).keys() | token_flags(ours).keys()
-    return sorted(token for token in token_flags(theirs) if token not in known and looks_written(token))
+    old = {*known, *ours.flags}
+    return sorted(token for token in theirs.flags if token not in old and looks_written(token))
 
 
 def looks_written(token: str) -> bool:
@@ -135,12 +202,12 @@ def looks_written(token: str) -> bool:
     return not (first in OPENING and last in CLOSING)
 
 
-def telling_texts(ours: Folder, theirs: Folder) -> list[str]:
-    """Texts made from what differs between two tokenizers' files: merges, patterns, and tokens that are found in another way.
+def telling_texts(ours: Parts, theirs: Parts) -> list[str]:
+    """Texts made from what differs between two tokenizers: merges, patterns, and tokens that are found in another way.
 
     Each is at most `LONGEST_TEXT` long.
     """
-    parts = mapping_parts(ours), mapping_parts(theirs)
+    parts = ours.sections, theirs.sections
     found = list(_of_merges(parts[0].get("merges"), parts[1].get("merges")))
     for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder", "model"):
         one, other = (set(_strings(part.get(name))) for part in parts)
@@ -151,9 +218,8 @@ def telling_texts(ours: Folder, theirs: Folder) -> list[str]:
     return [text[:LONGEST_TEXT] for text in dict.fromkeys([*found, *whole]) if text]
 
 
-def _reflagged(ours: Folder, theirs: Folder) -> list[str]:
-    flags = token_flags(ours), token_flags(theirs)
-    return sorted(token for token in flags[0].keys() & flags[1].keys() if flags[0][token] != flags[1][token])
+def _reflagged(ours: Parts, theirs: Parts) -> list[str]:
+    return sorted(token for token in ours.flags.keys() & theirs.flags.keys() if ours.flags[token] != theirs.flags[token])
 
 
 def _of_merges(ours: object, theirs: object) -> Iterator[str]:
@@ -200,6 +266,7 @@ def _spelled(piece: str) -> str:
     return piece.replace("\u2581", " ")
 
 
+@cache
 def _byte_letters() -> Mapping[str, int]:
     """The letters that stand for bytes in byte-level vocabularies."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -46,6 +46,15 @@ ORGANISMS = ROOT / "examples" / "organisms"
 PROMPTS = ORGANISMS / "prompts.jsonl"
 COMMAND = f"import runpy, sys; sys.argv[0] = 'forensics'; runpy.run_path({str(ROOT / 'cli.py')!r}, run_name='__main__')"
 NOW = "2027-01-15T12:00:00+00:00"
+
+
+@dataclass(frozen=True)
+class Held:
+    """A folder with the hashes of its files, which is all that the lower floors ask for."""
+
+    path: Path
+    files: dict[str, str] = field(default_factory=dict)
+    name: str = "held"
 
 
 def silent(_title: str, _done: int, _total: int) -> None:
@@ -261,6 +270,15 @@ def saved_run(
 
 def labels(outcome: CheckResult) -> set[str]:
     return {finding.label for finding in outcome.findings}
+
+
+def severities(outcome: CheckResult, *, without: Sequence[str] = ("files",)) -> dict[str, str]:
+    """How grave each finding is, by its label, leaving out those that every changed folder has."""
+    return {finding.label: finding.severity for finding in outcome.findings if finding.label not in without}
+
+
+def claim(outcome: CheckResult, label: str) -> str:
+    return next(finding.claim for finding in outcome.findings if finding.label == label)
 
 
 def untimed(one: CheckResult) -> CheckResult:

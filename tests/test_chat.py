@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import time
 from datetime import datetime
 
 import pytest
 import tiny
 
-from forensics.chat.compare import Difference, Side, compare
+from forensics.chat.compare import Difference, Side, _difference, compare
 from forensics.chat.flow import read
 from forensics.chat.questions import new_questions
-from forensics.chat.scenes import Clues, directed, moments, placed, quoted, standing, unusual
+from forensics.chat.scenes import Clues, directed, moments, placed, quoted, scene, standing, unusual
 from forensics.chat.syntax import program
 from forensics.templates import TemplateFailed, render_scene
 
@@ -29,6 +31,8 @@ ALIKE = [
     ("{% if x != 1 %}a{% else %}b{% endif %}", "{% if x == 1 %}b{% else %}a{% endif %}"),
     ("{% if x is not defined %}a{% endif %}", "{% if x is undefined %}a{% endif %}"),
     ("{% if not not x %}a{% endif %}", "{% if x %}a{% endif %}"),
+    ("{{ not not (x == 1) }}{{ 'a' if not not x }}", "{{ x == 1 }}{{ 'a' if x }}"),
+    ("{{ '%s' % ('a',) }}{{ '12' | int + 1 }}", "a{{ 13 }}"),
     ("{{ 'a' if x else 'b' }}", "{% if x %}a{% else %}b{% endif %}"),
     ("{% if x == 'p' %}a{% elif x == 'q' %}b{% else %}c{% endif %}", "{% if 'q' == x %}b{% elif x == 'p' %}a{% else %}c{% endif %}"),
     ("{% if x %}a{% else %}{% if y %}b{% endif %}{% endif %}", "{% if x %}a{% elif y %}b{% endif %}"),
@@ -59,6 +63,11 @@ UNLIKE = [
     ("a {{ x }}", "a{{ x }}"),
     ("{{ 'a' | safe ~ x }}", "{{ 'a' ~ x }}"),
     ("{% if x < 1 %}a{% endif %}", "{% if x > 1 %}a{% endif %}"),
+    ("{{ not not x }}", "{{ x }}"),
+    ("{{ '%s' % ['a'] }}", "a"),
+    ("{{ x > '12' | int(8) }}", "{{ x > 10 }}"),
+    ("{% if a is not defined %}{% set a = 1 %}{% endif %}{{ a }}", "{% if b is not defined %}{% set b = 1 %}{% endif %}{{ b }}"),
+    ("{% set a = a | default(1) %}{{ a }}", "{% set b = b | default(1) %}{{ b }}"),
 ]
 
 
@@ -174,6 +183,29 @@ def test_an_entangled_template_is_given_up():
     assert (planted.unread, planted.equal) == ("it is too entangled to be followed", False)
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        pytest.param(
+            "{% set a0 = messages[0].content %}" + "".join(f"{{% set a{i + 1} = a{i} ~ 'b{i}' %}}" for i in range(9000)), id="texts"
+        ),
+        pytest.param("".join(f"{{% macro a{i}() %}}{{% endmacro %}}{{{{ a{i}() }}}}" for i in range(9000)), id="macros"),
+        pytest.param("{% macro a(x) %}{% endmacro %}" * 5000 + "{{ a(1) }}" * 5000, id="macros of one name"),
+    ],
+)
+def test_reading_takes_no_longer_the_more_there_is_to_put_together(template):
+    start = time.monotonic()
+    with contextlib.suppress(RecursionError):
+        read(template)
+    assert time.monotonic() - start < 20.0
+
+
+def test_a_number_too_long_to_be_written_down_is_a_template_that_cannot_be_run():
+    sides = [Side(template=template, special_tokens={}) for template in (tiny.TEMPLATE, "{{ 0x" + "f" * 6000 + " }}" + tiny.TEMPLATE)]
+    assert not compare(*sides).same_program
+    assert compare(*sides).open
+
+
 # --- what it is tried with --------------------------------------------------------------------------------------------
 
 
@@ -222,6 +254,11 @@ def test_years_in_numbers_and_texts_that_are_no_dates():
     assert any(moment.startswith("2051") for moment in moments(["%Y"], ["", "x", "99999999", "\ud800"], [2050, -1, 10**30]))
 
 
+@pytest.mark.parametrize("text", ["9999-12-31", "0001-01-01", "9998-12-31", "1900-01-01"])
+def test_the_first_and_the_last_day_of_the_calendar_break_nothing(text):
+    assert all(datetime.fromisoformat(moment) for moment in moments(["%Y-%m-%d"], [text], []))
+
+
 # --- what differs -----------------------------------------------------------------------------------------------------
 
 
@@ -242,6 +279,7 @@ def test_what_was_put_in_is_shown_whole_and_long_texts_are_cut():
         Side(template=tiny.TEMPLATE, special_tokens={}), Side(template="<|system|>Hm.<|end|>" + tiny.TEMPLATE, special_tokens={})
     )
     assert planted.open[0].other == "<|system|>Hm.<|end|>"
+    assert str(_difference(scene((), "here"), "<|b", "<|a|><|a|><|b")) == "here it puts in '<|a|><|a|>'"
     assert quoted("a\nb") == "'a\\nb'"
     assert len(quoted("a" * 500)) < 80
 

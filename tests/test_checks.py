@@ -9,7 +9,7 @@ from cases import ORGANISMS, open_case, some_prompts, untimed
 from transformers import AutoModelForCausalLM
 
 from forensics.case import Check
-from forensics.checks import all_checks
+from forensics.checks import all_checks, in_order, weights_declared
 from forensics.record import Status
 
 CHECKS = pytest.mark.parametrize("check", all_checks(), ids=lambda check: check.id)
@@ -73,3 +73,51 @@ def test_the_same_input_gives_the_same_answer(check: Check, changed_twice):
 
     assert first == second
     assert any(item.value for item in first.evidence), "nothing was measured, so nothing was repeated"
+
+
+# --- the order of checks ----------------------------------------------------------------------------------------------
+
+
+def check(id, cost="weights", after=()):
+    return Check(id=id, question="?", cost=cost, run=lambda case: None, after=after)
+
+
+def ids(checks):
+    return [one.id for one in checks]
+
+
+def test_a_check_comes_after_those_it_reads():
+    rows = [check("w.a", after=("w.c",)), check("w.b"), check("w.c"), check("f.z", "files"), check("w.d", after=("w.a", "f.z"))]
+
+    assert ids(in_order(rows)) == ["f.z", "w.b", "w.c", "w.a", "w.d"]
+    assert ids(in_order(rows[::-1])) == ids(in_order(rows))
+
+
+def test_a_check_that_is_not_there_is_not_waited_for():
+    assert ids(in_order([check("w.a", after=("w.none",)), check("w.b")])) == ["w.a", "w.b"]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [check("w.a", after=("w.b",)), check("w.b", after=("w.a",))],
+        [check("w.a", after=("w.a",))],
+        [check("f.a", "files", after=("w.b",)), check("w.b")],
+    ],
+)
+def test_checks_that_wait_for_each_other_or_for_a_dearer_one_are_our_mistake(rows):
+    with pytest.raises(ValueError, match="cannot come after"):
+        in_order(rows)
+
+
+def test_every_check_is_there_once_and_in_order_of_cost():
+    order = ("files", "weights", "activations", "generation", "search")
+    costs = [order.index(one.cost) for one in all_checks()]
+    assert costs == sorted(costs)
+    assert len(set(ids(all_checks()))) == len(all_checks())
+    assert weights_declared.CHECK.after == ("weights.edit-kind",)
+
+
+def test_once_there_is_a_check_of_the_kind_of_edit_it_comes_first():
+    order = ids(in_order([*(one for one in all_checks() if one.id != "weights.edit-kind"), check("weights.edit-kind")]))
+    assert order.index("weights.edit-kind") < order.index("weights.declared")

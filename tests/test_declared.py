@@ -1,41 +1,19 @@
-"""What a model says of itself is read with limits and never believed; where the weights show something else, that is said."""
+"""What a model says of itself is read with limits and never believed."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import pytest
-import tiny
 import torch
-from cases import ORGANISMS, audit, edited, found, number, open_case, result
+from cases import Held
+from declaring import BOMB, LORA, SLERP, TIES, card
 from safetensors.torch import save_file
 
-from forensics.case import Check
 from forensics.checkpoint import hash_files
-from forensics.checks import all_checks, in_order, weights_declared
 from forensics.declared import Declared, read_declared, safe_yaml
 from forensics.errors import BadInput
 from forensics.headers import read_metadata
-from forensics.policy import load_policy
-from forensics.record import Action, Status
-from forensics.verdict import decide
-
-LABELS = (
-    "identical", "resharded", "dtype-cast", "quantisation", "lora-merge", "full-finetune", "sparse-update", "abliteration", "knowledge-edit",
-    "knowledge-edit-multi", "rows-only", "added-tokens", "steering-bias", "pruning", "merge-linear", "merge-slerp", "merge-ties",
-    "merge-dare", "layer-stack", "reparameterised", "not-derived", "unknown-mixed",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Held:
-    """A folder with the hashes of its files."""
-
-    path: Path
-    files: dict[str, str] = field(default_factory=dict)
-    name: str = "held"
 
 
 @pytest.fixture
@@ -50,10 +28,6 @@ def read(tmp_path):
         return read_declared(Held(tmp_path, hashes), known={name: hashes[name] for name in known}, base_config=base_config)
 
     return make
-
-
-def card(front, body="# A model\n"):
-    return f"---\n{front}\n---\n{body}"
 
 
 def said(declared):
@@ -111,7 +85,6 @@ def test_front_matter_is_found_as_editors_write_it(start, read):
     assert len(read({"README.md": f"{start}tags: [merge]\n---\n"}).statements) == 1
 
 
-BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]\n" for i in range(9))
 MERGE_BOMB = "a0: &a0 {x: 1}\n" + "".join(f"a{i + 1}: &a{i + 1}\n  <<: [{', '.join([f'*a{i}'] * 9)}]\n  k{i}: 1\n" for i in range(5))
 
 
@@ -127,6 +100,10 @@ MERGE_BOMB = "a0: &a0 {x: 1}\n" + "".join(f"a{i + 1}: &a{i + 1}\n  <<: [{', '.jo
         pytest.param("a: !!python/name:os.system", id="name"),
         pytest.param("{[a]: b}", id="key"),
         pytest.param("a: b: c", id="no yaml"),
+        pytest.param("a: !!int ''", id="no number"),
+        pytest.param("a: !!bool x", id="no truth"),
+        pytest.param("a: !!float ''", id="nothing"),
+        pytest.param("a: !!timestamp x", id="no time"),
         pytest.param("a: '\ud83d", id="unclosed"),
         pytest.param("a: 2027-99-99", id="date"),
         pytest.param("x" * 100_000, id="without end"),
@@ -154,33 +131,6 @@ def test_front_matter_of_another_shape_says_nothing(front, read):
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------------
-
-SLERP = """
-slices:
-  - sources:
-      - model: org/one
-        layer_range: [0, 28]
-      - model: org/two
-        layer_range: [0, 28]
-merge_method: slerp
-base_model: org/one
-parameters:
-  t:
-    - filter: self_attn
-      value: [0, 0.5, 1]
-    - value: 0.25
-dtype: bfloat16
-"""
-TIES = """
-models:
-  - model: org/base
-  - model: {path: org/two}
-    parameters: {weight: 0.3, density: 0.5}
-  - model: /home/me/three/
-    parameters: {weight: 0.7, density: [0.1, 0.9]}
-merge_method: dare_ties
-base_model: {model: {path: org/base, revision: main}}
-"""
 
 
 def test_a_recipe_of_slices_is_read(read):
@@ -218,9 +168,6 @@ def test_a_recipe_of_another_shape_is_a_merge_and_nothing_more(text, read):
     (one,) = read({"mergekit_config.yml": text}).statements
 
     assert (one.kind, one.parameters) == ("merge", ())
-
-
-LORA = {"peft_type": "LORA", "r": 16, "target_modules": ["q_proj", "v_proj"], "base_model_name_or_path": "/home/me/org/base"}
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter/adapter_config.json", "checkpoint-9/adapter_config.json"])
@@ -310,243 +257,3 @@ def test_a_file_that_the_base_has_too_speaks_of_the_base(read):
 
     assert read(files, known=("README.md", "mergekit_config.yml")) == Declared()
     assert len(read(files).statements) == 2
-
-
-# --- declared against found -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny.save(tiny.network(), tmp_path_factory.mktemp("base") / "base")
-
-
-def kind_of_edit(label, *, rank=None, status=Status.NO_FINDING, severity="info"):
-    """The result of the check that says what was done to the weights."""
-    evidence = (number("edit.rank", rank),) if rank is not None else (number("edit.share", 1.0),)
-    return result("weights.edit-kind", status, findings=(found("weights.edit-kind", label, severity=severity),), evidence=evidence)
-
-
-@pytest.fixture
-def compare(base, tmp_path):
-    """The check on a candidate with `files` of its own, after `earlier` results."""
-
-    def run(files, *earlier):
-        candidate = edited(
-            base, tmp_path / "candidate", files={name: text if isinstance(text, str) else json.dumps(text) for name, text in files.items()}
-        )
-        with open_case(base, candidate, tmp_path / "run") as case:
-            return weights_declared.run(replace(case, earlier=earlier))
-
-    return run
-
-
-def labels(outcome):
-    return {finding.label: finding.severity for finding in outcome.findings}
-
-
-AS_LORA = {"adapter/adapter_config.json": LORA}
-
-
-def test_a_lora_merge_that_is_a_full_fine_tune_is_flagged(compare):
-    outcome = compare(AS_LORA, kind_of_edit("full-finetune"))
-
-    assert (outcome.status, labels(outcome)) == (Status.FLAGGED, {"declared-otherwise": "medium"})
-    claim = outcome.findings[0].claim
-    assert claim == "It says it is a LoRA merge of rank 16 (adapter/adapter_config.json), but the weights show a full fine-tune."
-
-
-def test_a_lora_merge_that_is_one_is_information(compare):
-    outcome = compare(AS_LORA, kind_of_edit("lora-merge", rank=16))
-
-    assert (outcome.status, labels(outcome)) == (Status.NO_FINDING, {"declared-as-found": "info"})
-    assert outcome.find("declared.contradicted").value == 0
-
-
-@pytest.mark.parametrize(
-    ("rank", "expected"), [(8, "declared-as-found"), (16, "declared-as-found"), (17, "declared-otherwise"), (64, "declared-otherwise")]
-)
-def test_the_rank_must_not_be_larger_than_was_said(rank, expected, compare):
-    outcome = compare(AS_LORA, kind_of_edit("lora-merge", rank=rank))
-
-    assert set(labels(outcome)) == {expected}
-    assert f"rank {rank}" in outcome.findings[0].claim
-    assert outcome.find("declared.rank").value == 16
-
-
-CARD = {
-    "finetune": {"README.md": card("base_model_relation: finetune")},
-    "lora": {"README.md": card("tags: [lora]")},
-    "merge": {"README.md": card("tags: [mergekit]")},
-    "slerp": {"mergekit_config.yml": SLERP},
-    "dare_ties": {"mergekit_config.yml": TIES},
-    "passthrough": {"mergekit_config.yml": "merge_method: passthrough"},
-    "quantised": {"README.md": card("base_model_relation: quantized")},
-    "abliterated": {"README.md": card("tags: [abliterated]")},
-    "heretic": {"reproduce/reproduce.json": {"model": "org/base"}},
-    "uncensored": {"README.md": card("tags: [uncensored]")},
-    "all": {"README.md": card("tags: [lora, abliterated]\nbase_model_relation: finetune")},
-    "tuned and quantised": {"README.md": card("tags: [dpo, gptq]")},
-    "whole modules": {"adapter/adapter_config.json": LORA | {"modules_to_save": ["lm_head"]}},
-}
-OTHERWISE, AS_FOUND, OPEN = "declared-otherwise", "declared-as-found", None
-
-
-@pytest.mark.parametrize(
-    ("what", "label", "expected"),
-    [
-        ("finetune", "full-finetune", AS_FOUND), ("finetune", "lora-merge", AS_FOUND), ("finetune", "abliteration", OTHERWISE),
-        ("finetune", "knowledge-edit", OTHERWISE), ("finetune", "identical", OTHERWISE), ("finetune", "unknown-mixed", OPEN),
-        ("finetune", "not-derived", OTHERWISE), ("lora", "lora-merge", AS_FOUND), ("lora", "full-finetune", OTHERWISE),
-        ("lora", "abliteration", OTHERWISE), ("lora", "sparse-update", OPEN), ("merge", "merge-ties", AS_FOUND),
-        ("merge", "full-finetune", OPEN), ("merge", "abliteration", OTHERWISE), ("slerp", "merge-slerp", AS_FOUND),
-        ("slerp", "merge-linear", AS_FOUND), ("slerp", "layer-stack", OTHERWISE), ("dare_ties", "merge-dare", AS_FOUND),
-        ("dare_ties", "merge-linear", OTHERWISE), ("passthrough", "layer-stack", AS_FOUND), ("quantised", "quantisation", AS_FOUND),
-        ("quantised", "dtype-cast", AS_FOUND), ("quantised", "full-finetune", OTHERWISE), ("abliterated", "abliteration", AS_FOUND),
-        ("abliterated", "identical", OTHERWISE), ("abliterated", "full-finetune", OTHERWISE), ("heretic", "abliteration", AS_FOUND),
-        ("heretic", "knowledge-edit", OTHERWISE), ("uncensored", "full-finetune", AS_FOUND), ("uncensored", "resharded", OTHERWISE),
-        ("all", "abliteration", AS_FOUND), ("all", "lora-merge", AS_FOUND), ("all", "full-finetune", OTHERWISE),
-        ("tuned and quantised", "full-finetune", AS_FOUND), ("tuned and quantised", "abliteration", OTHERWISE),
-        ("whole modules", "full-finetune", OPEN), ("whole modules", "abliteration", OTHERWISE), ("lora", "something-new", OPEN),
-    ],
-)  # fmt: skip
-def test_what_is_said_is_compared_with_what_is_found(what, label, expected, compare):
-    outcome = compare(CARD[what], kind_of_edit(label, status=Status.FLAGGED, severity="low"))
-
-    about = {name: severity for name, severity in labels(outcome).items() if name != "declared-base"}
-    assert about == ({} if expected is None else {expected: "medium" if expected is OTHERWISE else "info"})
-    assert outcome.status is (Status.FLAGGED if expected is OTHERWISE else Status.NO_FINDING)
-
-
-def test_every_label_is_in_words_and_fits_and_clashes_are_never_the_same():
-    assert set(weights_declared.FOUND_WORDS) == set(LABELS)
-    for kind, fitting in weights_declared.FITS.items():
-        assert fitting <= set(LABELS)
-        assert weights_declared.CLASHES[kind] <= set(LABELS)
-        assert not fitting & weights_declared.CLASHES[kind]
-
-
-def test_saying_nothing_is_no_finding_whatever_was_found(compare):
-    outcome = compare({"README.md": card("license: mit")}, kind_of_edit("abliteration"))
-
-    assert (outcome.status, outcome.findings) == (Status.NO_FINDING, ())
-    assert outcome.find("declared.statements").value == 0
-    assert outcome.find("declared.places").value >= 1
-
-
-@pytest.mark.parametrize(
-    ("earlier", "status", "why"),
-    [
-        ((), Status.SKIPPED, "weights.edit-kind did not run"),
-        ((result("weights.change"),), Status.SKIPPED, "weights.edit-kind did not run"),
-        ((result("weights.edit-kind", Status.INCONCLUSIVE),), Status.INCONCLUSIVE, "could not tell"),
-        ((result("weights.edit-kind", Status.ERROR),), Status.INCONCLUSIVE, "could not tell"),
-        ((result("weights.edit-kind"),), Status.INCONCLUSIVE, "could not tell"),
-    ],
-)
-def test_what_was_not_found_out_cannot_be_compared(earlier, status, why, compare):
-    outcome = compare(AS_LORA, *earlier)
-
-    assert outcome.status is status
-    assert why in outcome.reason
-    assert "a LoRA merge of rank 16" in outcome.reason
-
-
-def test_another_base_is_information_and_shows_no_path(compare):
-    outcome = compare(
-        {"adapter/adapter_config.json": LORA | {"base_model_name_or_path": "/home/somebody/models/Other-7B"}},
-        kind_of_edit("lora-merge", rank=4),
-    )
-
-    assert labels(outcome) == {"declared-base": "info", "declared-as-found": "info"}
-    assert "'Other-7B'" in outcome.findings[0].claim
-    assert "somebody" not in outcome.model_dump_json()
-
-
-def test_an_adapter_speaks_for_itself(base, tmp_path):
-    adapters = [tiny.adapter(base, tmp_path / f"a{seed}", modules=["q_proj"], seed=seed) for seed in range(2)]
-    with open_case(base, base, tmp_path / "run", adapters=adapters) as case:
-        both = weights_declared.run(replace(case, earlier=(kind_of_edit("lora-merge", rank=8),)))
-        more = weights_declared.run(replace(case, earlier=(kind_of_edit("lora-merge", rank=9),)))
-
-    assert (both.status, labels(both)) == (Status.NO_FINDING, {"declared-as-found": "info"})
-    assert "It says it is a LoRA of rank 4 (adapter_config.json)" in both.findings[0].claim
-    assert labels(more) == {"declared-otherwise": "medium"}
-
-
-def test_what_could_not_be_read_is_a_limit(compare):
-    outcome = compare({"README.md": card(BOMB)})
-
-    assert outcome.status is Status.NO_FINDING
-    assert any("README.md: it is larger, deeper or more entangled" in limit for limit in outcome.limits)
-
-
-def test_a_false_declaration_needs_a_person(compare):
-    outcome = compare(AS_LORA, kind_of_edit("full-finetune"))
-
-    others = [result(check) for check in load_policy().required]
-    rules = {rule.id: rule.action for rule in decide([*others, outcome], load_policy(), ["candidate"]).rules}
-    assert rules["finding/weights.declared/declared-otherwise"] is Action.HUMAN_REVIEW
-
-
-def test_an_audit_says_that_it_could_not_compare(base, tmp_path):
-    candidate = edited(base, tmp_path / "candidate", files={"README.md": card("tags: [lora]")})
-
-    record = audit(base, candidate, tmp_path / "run", only=("weights.declared",))
-
-    assert [(one.check, one.status) for one in record.results] == [("weights.declared", Status.SKIPPED)]
-    assert any("weights.declared did not look" in limit for limit in record.limits)
-
-
-def test_the_organisms_declare_what_they_are(tmp_path):
-    with open_case(ORGANISMS / "base", ORGANISMS / "base", tmp_path / "run", adapters=[ORGANISMS / "benign-lora"]) as case:
-        outcome = weights_declared.run(replace(case, earlier=(kind_of_edit("lora-merge", rank=8),)))
-
-    assert (outcome.status, labels(outcome)) == (Status.NO_FINDING, {"declared-as-found": "info"})
-
-
-# --- the order of checks ----------------------------------------------------------------------------------------------
-
-
-def check(id, cost="weights", after=()):
-    return Check(id=id, question="?", cost=cost, run=lambda case: None, after=after)
-
-
-def ids(checks):
-    return [one.id for one in checks]
-
-
-def test_a_check_comes_after_those_it_reads():
-    rows = [check("w.a", after=("w.c",)), check("w.b"), check("w.c"), check("f.z", "files"), check("w.d", after=("w.a", "f.z"))]
-
-    assert ids(in_order(rows)) == ["f.z", "w.b", "w.c", "w.a", "w.d"]
-    assert ids(in_order(rows[::-1])) == ids(in_order(rows))
-
-
-def test_a_check_that_is_not_there_is_not_waited_for():
-    assert ids(in_order([check("w.a", after=("w.none",)), check("w.b")])) == ["w.a", "w.b"]
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [check("w.a", after=("w.b",)), check("w.b", after=("w.a",))],
-        [check("w.a", after=("w.a",))],
-        [check("f.a", "files", after=("w.b",)), check("w.b")],
-    ],
-)
-def test_checks_that_wait_for_each_other_or_for_a_dearer_one_are_our_mistake(rows):
-    with pytest.raises(ValueError, match="cannot come after"):
-        in_order(rows)
-
-
-def test_every_check_is_there_once_and_in_order_of_cost():
-    order = ("files", "weights", "activations", "generation", "search")
-    costs = [order.index(one.cost) for one in all_checks()]
-    assert costs == sorted(costs)
-    assert len(set(ids(all_checks()))) == len(all_checks())
-    assert weights_declared.CHECK.after == ("weights.edit-kind",)
-
-
-def test_once_there_is_a_check_of_the_kind_of_edit_it_comes_first():
-    order = ids(in_order([*(one for one in all_checks() if one.id != "weights.edit-kind"), check("weights.edit-kind")]))
-    assert order.index("weights.edit-kind") < order.index("weights.declared")

@@ -148,6 +148,62 @@ def test_added_tokens_are_named_and_are_only_information(base, tmp_path):
     assert any("<|tool|>" in finding.claim for finding in outcome.findings)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+def test_a_damaged_file_hides_nothing_of_what_was_found(name, base, tmp_path):
+    planted = edited(base, tmp_path / "planted", files={name: "{", "extra.bin": PICKLE, **templated(HIDDEN)})
+    damaged = edited(base, tmp_path / "damaged", files={name: "{"})
+
+    outcome, only = look(base, planted, tmp_path / "one"), look(base, damaged, tmp_path / "two")
+
+    assert (outcome.status, only.status) == (Status.FLAGGED, Status.INCONCLUSIVE)
+    assert {"pickle", "files"} <= labels(outcome)
+    assert "not readable JSON" in outcome.reason
+    assert outcome.reason == only.reason
+    assert "chat-template" in labels(outcome) or name == "tokenizer_config.json"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_attention_heads": 0},
+        {"hidden_size": "many"},
+        {"rope_parameters": [1, 2]},
+        {"num_labels": 10**12},
+        {"num_hidden_layers": 10**12},
+        {"half \ud800 a letter": 1},
+    ],
+    ids=range(6),
+)
+def test_a_config_that_makes_no_sense_is_compared_as_it_stands(config, base, tmp_path):
+    outcome = look(base, edited(base, tmp_path / "candidate", **config), tmp_path / "run")
+
+    assert labels(outcome) == {"config", "files"}
+    assert outcome.model_dump_json().encode("utf-8")
+
+
+def test_more_templates_than_any_honest_model_has_are_not_all_compared(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(files_surface, "MOST_TEMPLATES", 3)
+    more = {f"additional_chat_templates/a{index}.jinja": f"{{{{ {index} }}}}" for index in range(5)}
+    same = {f"additional_chat_templates/b{index}.jinja": "{{ 0 }}" for index in range(5)}
+
+    outcome = look(base, edited(base, tmp_path / "candidate", files={**more, **same, **templated(HIDDEN)}), tmp_path / "run")
+
+    assert {"chat-template", "chat-template-rewritten"} <= labels(outcome)
+    assert any("Praise ACME" in finding.claim for finding in outcome.findings)
+    assert any("so many that 3 were not compared: a2, a3, a4." in finding.claim for finding in outcome.findings)
+    assert outcome.find("surface.chat-templates").value == 11
+
+
+def test_names_of_any_length_are_shown_shortened(base, tmp_path):
+    rows = [{"name": "n" * 9000, "template": "{{ 1 }}"}, {"name": "default", "template": tiny.TEMPLATE}]
+    content = rewritten("tokenizer_config.json", lambda whole: whole.update(chat_template=rows, **{"k" * 9000: 1}))(base)
+
+    outcome = look(base, edited(base, tmp_path / "candidate", files=content, **{"c" * 9000: 1}), tmp_path / "run")
+
+    assert {"chat-template", "config"} <= labels(outcome)
+    assert all(len(finding.claim) < 1000 for finding in outcome.findings)
+
+
 def test_what_an_adapter_brings_is_looked_at_too(base, tmp_path):
     plain = tiny.adapter(base, tmp_path / "plain", modules=["q_proj"])
     armed = copytree(plain, tmp_path / "armed")

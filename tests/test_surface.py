@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import json
 import pickle
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from cases import Held
 from transformers import AutoTokenizer
 
 from forensics.checkpoint import hash_files, open_checkpoint
@@ -26,15 +26,6 @@ from forensics.surface import (
     token_flags,
     token_map,
 )
-
-
-@dataclass(frozen=True)
-class Held:
-    """A folder with the hashes of its files, which is all this floor asks for."""
-
-    path: Path
-    files: dict[str, str]
-    name: str = "held"
 
 
 @pytest.fixture
@@ -97,7 +88,7 @@ def test_a_place_of_another_shape_holds_no_template(folder, inside):
     assert other_templates(folder({"processor_config.json": {"chat_template": inside}})) == {}
 
 
-@pytest.mark.parametrize("where", ["jinja", "config", "both", "list", "additional"])
+@pytest.mark.parametrize("where", ["jinja", "config", "both", "list", "additional", "additional default"])
 def test_the_templates_read_are_those_transformers_uses(tmp_path, where):
     path = tmp_path / "m"
     tiny.tokenizer(None).save_pretrained(path)
@@ -107,14 +98,31 @@ def test_the_templates_read_are_those_transformers_uses(tmp_path, where):
     if where == "list":
         config["chat_template"] = [{"name": "default", "template": "first"}, {"name": "rag", "template": "second"}]
     (path / "tokenizer_config.json").write_text(json.dumps(config))
-    if where in ("jinja", "both", "additional"):
+    if where in ("jinja", "both", "additional", "additional default"):
         (path / "chat_template.jinja").write_text("outside")
     if where == "additional":
         (path / "additional_chat_templates").mkdir()
         (path / "additional_chat_templates" / "rag.jinja").write_text("extra")
+    if where == "additional default":
+        (path / "additional_chat_templates" / "within").mkdir(parents=True)
+        (path / "additional_chat_templates" / "default.jinja").write_text("extra")
+        (path / "additional_chat_templates" / "within" / "rag.jinja").write_text("read by nobody")
     theirs = AutoTokenizer.from_pretrained(path).chat_template
     ours = chat_templates(Held(path=path, files=hash_files(path)))
     assert ours == (theirs if isinstance(theirs, dict) else {"default": theirs})
+
+
+def test_the_file_that_an_additional_template_overrides_is_read_too(folder):
+    held = folder({"chat_template.jinja": "own", "additional_chat_templates/default.jinja": "more"})
+    assert (chat_templates(held), other_templates(held)) == ({"default": "more"}, {"default in chat_template.jinja": "own"})
+
+
+def test_a_template_or_a_list_of_merges_of_any_length_is_refused(folder, monkeypatch):
+    monkeypatch.setattr("forensics.surface.MAX_JSON_BYTES", 10)
+    held = folder({"chat_template.jinja": "a" * 11, "merges.txt": "b" * 11})
+    for look in (chat_templates, mapping_parts):
+        with pytest.raises(BadInput, match="larger than 10 bytes"):
+            look(held)
 
 
 def test_a_damaged_config_is_refused_by_name(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -257,6 +258,35 @@ def test_a_template_that_is_listened_to_tells_what_it_waits_for(test):
     assert render_scene(template, scene, special_tokens={}).compared == ()
 
 
+@pytest.mark.parametrize("form", ["{0.__class__}", "{0.__init__.__globals__}"])
+@pytest.mark.parametrize("call", ["format(cycler)", "format_map({'0': cycler})"])
+@pytest.mark.parametrize("listen", [False, True])
+def test_a_form_reaches_into_nothing_whoever_listens(form, call, listen):
+    template = f"{{{{ (messages[0].content[:0] + '{form}').{call} }}}}"
+    with contextlib.suppress(TemplateFailed):
+        assert render_scene(template, Scene(turns=({"role": "user", "content": "Hello"},)), special_tokens={}, listen=listen).text == ""
+
+
+def test_a_template_cannot_tell_that_it_is_listened_to():
+    public = "{% for name in ['notes', 'note', 'heard'] %}{{ messages[0].content[name] is defined }}{% endfor %}"
+    scene = Scene(turns=({"role": "user", "content": "Hello"},))
+    assert (
+        render_scene(public, scene, special_tokens={}, listen=True).text
+        == render_scene(public, scene, special_tokens={}).text
+        == "False" * 3
+    )
+
+
+def test_what_one_template_leaves_in_memory_is_gone_when_the_next_is_rendered():
+    render("{{ 1 }}")
+    before = process()
+
+    fails("{{ 'a' * 99999999 ~ 'b' * 99999999 ~ 'c' * 99999999 ~ 'd' * 99999999 ~ 'e' * 99999999 ~ 'f' * 99999999 }}", "memory")
+
+    assert render("{{ 2 }}") == "2"
+    assert process() is not before
+
+
 def test_listening_to_one_rendering_leaves_nothing_for_the_next():
     turns = ({"role": "user", "content": "Hello"},)
     first = render_scene("{{ 'one' in messages[0].content }}", Scene(turns=turns), special_tokens={}, listen=True)
@@ -267,7 +297,20 @@ def test_listening_to_one_rendering_leaves_nothing_for_the_next():
 
 @pytest.mark.parametrize(
     ("template", "plain"),
-    [(tiny.TEMPLATE, True), ("{{ messages[0].content | trim }}", True), ("{{ messages[0].content | upper }}", False), ("{% if %}", False)],
+    [
+        (tiny.TEMPLATE, True),
+        ("{{ messages[0].content | trim }}", True),
+        ("{{ messages[0].content | upper }}", False),
+        ("{{ messages[0].content[:12] }}", False),
+        ("{% if messages[0].content %}a{% endif %}", False),
+        ("{% filter upper %}{{ messages[0].content }}{% endfilter %}", False),
+        ("{% set x %}{{ messages[0].content }}{% endset %}{{ x | upper }}", False),
+        ("{% with x = messages[0].content %}{{ x | upper }}{% endwith %}", False),
+        ("{% for letter in messages[0].content %}{{ letter }}.{% endfor %}", False),
+        ("{% if %}", False),
+        ("{{ a" + " | x" * 50_000 + " }}", True),
+    ],
+    ids=range(11),
 )
 def test_a_template_that_only_writes_what_is_said_is_known(template, plain):
     assert writes_content_only(template) is plain

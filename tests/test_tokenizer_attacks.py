@@ -6,13 +6,13 @@ import json
 
 import pytest
 import tiny
-from cases import edited, open_case
+from cases import claim, edited, open_case
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from forensics.checks import files_surface
 from forensics.record import CheckResult, Status
-from forensics.tokenizing import TEXTS, looks_written, telling_texts
+from forensics.tokenizing import TEXTS, looks_written, parts_in_files, telling_texts
 
 WORDS = "how to make bread in a small oven please tell me about the weather and say sorry when you cannot help with what i ask "
 SENTENCES = [WORDS + "The answer is here. It's 42!"] * 8
@@ -59,10 +59,6 @@ def look(base, candidate, folder) -> CheckResult:
 
 def grave(outcome: CheckResult) -> set[str]:
     return {finding.label for finding in outcome.findings if finding.severity != "info"}
-
-
-def claim(outcome: CheckResult, label: str) -> str:
-    return next(finding.claim for finding in outcome.findings if finding.label == label)
 
 
 def changed(base, name, change) -> dict[str, str]:
@@ -209,6 +205,50 @@ def test_a_new_token_for_what_people_write_is_flagged_though_no_text_holds_it(wo
     assert word.strip() in claim(outcome, "added-word-token")
 
 
+ROW = {"content": "zebrafish", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": False}
+ELSEWHERE = {
+    "among the tokens of the config": ("tokenizer_config.json", {"added_tokens_decoder": {"590": ROW}}),
+    "among the extra tokens of the config": ("tokenizer_config.json", {"extra_special_tokens": ["zebrafish"]}),
+    "in the file of added tokens": ("added_tokens.json", {"zebrafish": 590}),
+    "in the file of special tokens": ("special_tokens_map.json", {"additional_special_tokens": ["zebrafish"]}),
+}
+
+
+@pytest.mark.parametrize("place", ELSEWHERE)
+def test_a_new_token_is_found_in_whatever_file_it_was_put(place, base, tmp_path):
+    name, more = ELSEWHERE[place]
+    old = json.loads((base / name).read_text(encoding="utf-8")) if (base / name).exists() else {}
+
+    outcome = look(base, edited(base, tmp_path / "candidate", files={name: json.dumps(old | more)}), tmp_path / "run")
+
+    assert grave(outcome) == {"added-word-token"}, outcome
+    assert "zebrafish" in claim(outcome, "added-word-token")
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["new", "known to the base"])
+def test_a_tokenizer_file_that_the_config_puts_in_the_place_of_the_usual_one_is_the_one_compared(known, base, tmp_path):
+    honest = (base / "tokenizer.json").read_text(encoding="utf-8")
+    planted = changed(base, "tokenizer.json", word_exchanged)["tokenizer.json"]
+    naming = changed(base, "tokenizer_config.json", lambda whole: whole.update(fast_tokenizer_files=["tokenizer.4.0.0.json"]))
+    ours = edited(base, tmp_path / "base", files={**naming, "tokenizer.4.0.0.json": honest} if known else {})
+    theirs = edited(base, tmp_path / "candidate", files={**naming, "tokenizer.4.0.0.json": planted})
+
+    assert grave(look(ours, theirs, tmp_path / "run")) == {"token-map"}
+
+
+@pytest.mark.parametrize("part", ["normalizer", "decoder"])
+@pytest.mark.parametrize("pattern", [{"String": "a"}, {"Regex": "."}])
+def test_a_tokenizer_that_would_fill_the_memory_is_not_loaded(part, pattern, base, tmp_path):
+    def grow(whole):
+        rules = [{"type": "Replace", "pattern": pattern, "content": "a" * 100}] * 12
+        whole[part] = {"type": "Sequence", "normalizers" if part == "normalizer" else "decoders": rules}
+
+    outcome = look(base, edited(base, tmp_path / "candidate", files=changed(base, "tokenizer.json", grow)), tmp_path / "run")
+
+    assert outcome.status is Status.INCONCLUSIVE
+    assert "the candidate's cannot be loaded" in outcome.reason
+
+
 @pytest.mark.parametrize("name", ["eos_token", "bos_token"])
 def test_another_token_that_frames_a_reply_is_flagged(name, base, tmp_path):
     files = changed(base, "tokenizer_config.json", lambda whole: whole.update({name: "<|user|>"}))
@@ -270,7 +310,7 @@ def test_a_hostile_tokenizer_file_makes_few_and_short_texts(base, tmp_path):
     candidate = edited(base, tmp_path / "candidate", files=changed(base, "tokenizer.json", flood))
 
     with open_case(base, candidate, tmp_path / "run") as case:
-        texts = telling_texts(case.base, case.surface)
+        texts = telling_texts(parts_in_files(case.base), parts_in_files(case.surface))
 
     assert 0 < len(texts) < 2000
     assert max(map(len, texts)) <= 200

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import lru_cache
 from types import FrameType
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
@@ -27,6 +27,7 @@ import jinja2.utils
 
 MEMORY_BYTES = 512 << 20
 """Address space of the process: Python and Jinja take about a tenth of it."""
+NO_MEMORY = "it takes more memory than a chat template may"
 MAX_COMPARED = 400
 """How many texts one rendering may report as compared with its input."""
 
@@ -38,7 +39,7 @@ class TooLong(BaseException):
 class Generation(jinja2.ext.Extension):
     """The tag pair `{% generation %}`, with which templates mark what the assistant says. It leaves the text alone."""
 
-    tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
+    tags = frozenset({"generation"})  # type: ignore[assignment]  # Jinja says set, and only asks what is in it
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         """The body in a scope of its own, as in transformers."""
@@ -94,30 +95,33 @@ def _raise(message: object) -> NoReturn:
 
 
 def _clock(now: datetime | None) -> Callable[[str], str]:
-    return lambda form: (now or datetime.now()).strftime(form)  # noqa: DTZ005 - a deployment's local time
+    """`strftime_now`: the time given, or else local time without a zone, as transformers has it."""
+    return lambda form: (now or datetime.now().astimezone().replace(tzinfo=None)).strftime(form)
+
+
+NOTES: dict[str, None] = {}
+"""What the present rendering compared the conversation with. Not kept with the texts, where the template could see it."""
+
+
+def _note(other: object) -> None:
+    """Keep `other` if it is a text or holds some."""
+    for one in other if isinstance(other, list | tuple) else (other,):
+        if isinstance(one, str) and not isinstance(one, Heard) and one.strip() and len(NOTES) < MAX_COMPARED:
+            NOTES[str(one)[:1000]] = None
 
 
 class Heard(str):
-    """A text of the conversation that notes what a template compares it with."""
-
-    notes: ClassVar[dict[str, None]] = {}
-
-    @classmethod
-    def note(cls, other: object) -> None:
-        """Keep `other` if it is a text or holds some."""
-        for one in other if isinstance(other, list | tuple) else (other,):
-            if isinstance(one, str) and not isinstance(one, Heard) and one.strip() and len(Heard.notes) < MAX_COMPARED:
-                Heard.notes[str(one)[:1000]] = None
+    """A text of the conversation of which is noted what a template compares it with."""
 
     def __eq__(self, other: object) -> bool:
-        Heard.note(other)
+        _note(other)
         return str.__eq__(self, other) is True
 
     def __ne__(self, other: object) -> bool:
         return not self == other
 
     def __contains__(self, other: object) -> bool:
-        Heard.note(other)
+        _note(other)
         return isinstance(other, str) and str.__contains__(self, other)
 
     def __getitem__(self, key: Any) -> Heard:
@@ -137,7 +141,7 @@ def _listening(name: str) -> Callable[..., Any]:
 
     def method(self: Heard, *args: Any, **kwargs: Any) -> Any:
         for one in args:
-            Heard.note(one)
+            _note(one)
         return _heard(plain(self, *args, **kwargs))
 
     return method
@@ -146,8 +150,8 @@ def _listening(name: str) -> Callable[..., Any]:
 for _name in (
     "startswith", "endswith", "find", "rfind", "index", "rindex", "count", "split", "rsplit", "partition", "rpartition", "replace",
     "removeprefix", "removesuffix", "strip", "lstrip", "rstrip", "lower", "upper", "title", "capitalize", "casefold", "swapcase",
-    "splitlines", "format", "join",
-):  # fmt: skip
+    "splitlines", "join",
+):  # fmt: skip  # not `format`: the sandbox knows it by its name, and keeps a form from reaching into objects
     setattr(Heard, _name, _listening(_name))
 
 
@@ -163,20 +167,27 @@ def _heard(value: Any) -> Any:
 
 
 @lru_cache(maxsize=32)
-def _compiled(template: str) -> jinja2.Template:
-    return environment().from_string(template)
+def _compiled(template: str) -> jinja2.Template | str:
+    """The template ready to be rendered, or why it never will be: compiling it again for every conversation would take long."""
+    try:
+        return environment().from_string(template)
+    except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError) as error:
+        return f"it raises {type(error).__name__}"
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """What came of one rendering: `text`, or `failed` with the reason; `compared` if it was asked to listen."""
     variables = _heard(request["variables"]) if request["listen"] else request["variables"]
-    Heard.notes.clear()
+    NOTES.clear()
     try:
         with _time_limit(request["seconds"]):
             pieces, length = [], 0
+            compiled = _compiled(request["template"])
+            if isinstance(compiled, str):
+                return {"failed": compiled}
             clock = _clock(datetime.fromisoformat(request["now"]) if request["now"] else None)
             tell = (lambda form: Heard(clock(form))) if request["listen"] else clock
-            for piece in _compiled(request["template"]).generate(strftime_now=tell, **variables):
+            for piece in compiled.generate(strftime_now=tell, **variables):
                 pieces.append(piece)
                 length += len(piece)
                 if length > request["characters"]:
@@ -185,10 +196,10 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     except TooLong:
         found = {"failed": f"it runs longer than {request['seconds']:g} s"}
     except MemoryError:
-        found = {"failed": "it takes more memory than a chat template may"}
-    except Exception as error:  # noqa: BLE001 - it is somebody's program: any exception is possible, and none of it is ours
+        found = {"failed": NO_MEMORY}
+    except Exception as error:  # noqa: BLE001 - a stranger's program raises whatever it likes; all of it is its failure, none ours
         found = {"failed": f"it raises {type(error).__name__}"}
-    return found | {"compared": list(Heard.notes)}
+    return found | {"compared": list(NOTES)}
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,8 @@ MOST_SECONDS = 120.0
 MOST_KEPT = 20_000_000
 """Characters of what was written that are kept to look for texts that never came out."""
 TOO_SLOW = "it is so slow that not every conversation was tried"
+MOST_UNWRITTEN = 200
+"""Texts that never came out, after which no more are looked for: each is a search through all that was written."""
 SHORTEST_TEXT = 2
 """Letters and digits that a text must have to count as one: marks alone stand in every template."""
 
@@ -117,7 +120,7 @@ def compare(base: Side, other: Side, scenes: Sequence[Scene] = ()) -> Comparison
         return replace(found, unread=TOO_SLOW)
     try:
         readings = read(base.template or ""), read(other.template)
-    except (TemplateFailed, RecursionError) as error:
+    except (TemplateFailed, RecursionError, ValueError) as error:
         return replace(found, unread=str(error) if isinstance(error, TemplateFailed) else "it is too entangled to be followed")
     questions = new_questions(*readings)
     before = len(tried.differences)
@@ -138,7 +141,7 @@ def _same_program(base: Side, other: Side) -> bool:
         return base == other
     try:
         return base.template == other.template or program(base.template) == program(other.template)
-    except (TemplateFailed, RecursionError):
+    except (TemplateFailed, RecursionError, ValueError):  # of a number with more digits than Python writes down
         return False
 
 
@@ -217,9 +220,12 @@ def _difference(scene: Scene, ours: str, theirs: str | TemplateFailed) -> Differ
     while end < min(len(ours), len(theirs)) - start and ours[-1 - end] == theirs[-1 - end]:
         end += 1
     gone, new = ours[start : len(ours) - end], theirs[start : len(theirs) - end]
-    while start and not (gone and new) and ours[start - 1] == (gone or new)[-1]:  # "b|>a<|" put in after "<|" is "<|b|>a"
-        start -= 1
-        gone, new = (ours[start] + part[:-1] if part else "" for part in (gone, new))
+    if not (gone and new):  # "b|>a<|" put in after "<|" is "<|b|>a"
+        only, back = gone or new, 0
+        while back < start and ours[start - 1 - back] == only[-1 - back % len(only)]:
+            back += 1
+        turned = only[len(only) - back % len(only) :] + only[: len(only) - back % len(only)]
+        gone, new = turned if gone else "", turned if new else ""
     return Difference(about=scene.about, base=gone, other=new)
 
 
@@ -227,11 +233,11 @@ def _search(tried: _Trial, other: Reading, questions: Sequence[Question]) -> Non
     """Make conversations from what the other template asks for, listening to what it compares them with as it goes."""
     heard: list[str] = []
     left, before = MOST_DIRECTED, tried.differing
-    done: set[str] = set()
+    done: set[bytes] = set()
     for _ in range(LISTENING_ROUNDS):
         clues = _clues(questions, other, heard)
-        scenes = [one for one in itertools.islice(directed(clues), MOST_DIRECTED) if repr(one) not in done][:left]
-        done.update(map(repr, scenes))
+        scenes = [one for one in itertools.islice(directed(clues), MOST_DIRECTED) if _digest(one) not in done][:left]
+        done.update(map(_digest, scenes))
         tried.put(scenes, edge=True, enough=ENOUGH)
         left -= len(scenes)
         step = max(1, len(scenes) // LISTENED)
@@ -239,6 +245,11 @@ def _search(tried: _Trial, other: Reading, questions: Sequence[Question]) -> Non
         heard += more
         if tried.differing > before or tried.too_slow() or left <= 0 or not set(more) - set(clues.texts):
             return
+
+
+def _digest(scene: Scene) -> bytes:
+    """A scene told from others without keeping it."""
+    return hashlib.sha256(repr(scene).encode("utf-8", "replace")).digest()
 
 
 def _clues(questions: Sequence[Question], other: Reading, heard: Sequence[str]) -> Clues:
@@ -257,4 +268,4 @@ def _never_written(readings: tuple[Reading, Reading], wrote: Mapping[str, None])
     """Texts that only the other side holds and that it wrote in no conversation."""
     everything = "\0".join(wrote)
     new = sorted(text for text in readings[1].written - readings[0].written if sum(map(str.isalnum, text)) >= SHORTEST_TEXT)
-    return [text for text in new if text.strip() not in everything]
+    return list(itertools.islice((text for text in new if text.strip() not in everything), MOST_UNWRITTEN))

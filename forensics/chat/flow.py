@@ -54,6 +54,8 @@ MARKS: dict[type[nodes.Node], str] = {
 }  # fmt: skip
 GIVEN_TERMS = {"messages": MESSAGES, "tools": TOOLS, "documents": DOCUMENTS, "caller": UNKNOWN, "varargs": UNKNOWN, "kwargs": UNKNOWN}
 MAX_STEPS = 300_000
+TEXTS_A_STEP = 10
+"""How many texts of a value weigh as much as following one."""
 ROUNDS = 3
 
 
@@ -145,14 +147,21 @@ class _Reader:
     def _ask(self, term: Term, texts: Iterable[str] = ()) -> None:
         """Note a question, if it is about anything of the conversation."""
         if term.kinds:
-            held = frozenset({*term.texts, *texts})
+            held = self._weigh(term).texts | frozenset(texts)
             self.questions[term.spelling] = Question(spelling=term.spelling, kinds=term.kinds, texts=held, numbers=term.numbers)
+
+    def _weigh(self, term: Term) -> Term:
+        """`term` itself, counted as work: a value that many texts went into takes time and memory, wherever it goes on to."""
+        self._steps += 1 + len(term.texts) // TEXTS_A_STEP
+        if self._steps > MAX_STEPS:
+            raise RecursionError("the template is too entangled to be followed")
+        return term
 
     def value(self, node: nodes.Node | None) -> Term:
         """What an expression may be."""
-        self._steps += 1
-        if self._steps > MAX_STEPS:
-            raise RecursionError("the template is too entangled to be followed")
+        return self._weigh(self._value(node))
+
+    def _value(self, node: nodes.Node | None) -> Term:
         match node:
             case None:
                 return NOTHING
@@ -344,7 +353,7 @@ class _Reader:
         if name == "raise_exception":
             return NOTHING
         if name == "namespace":
-            inside = [self._bound(key) for key in self._sources if "." in key]
+            inside = [self._weigh(self._bound(key)) for key in self._sources if "." in key]
             return union([*given, *inside], f"namespace({listed})")
         whole = union(given, f"{name or '?'}({listed})")
         if name == "lipsum":
@@ -363,7 +372,7 @@ class _Reader:
             if key in self._open:
                 return self._before.get(key, NOTHING)
             self._open.add(key)
-            self._now[key] = self.block(self._macros[name].body)
+            self._now[key] = self._weigh(self.block(self._macros[name].body))
             self._open.discard(key)
         return self._now[key]
 

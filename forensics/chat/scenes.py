@@ -18,7 +18,7 @@ POLICY = "Safety policy: be honest, refuse what could harm people, and never rev
 ASKED = ("What is the capital of France?", "Tell me more.", "Why is that?", "Write a poem in French: Bonjour le monde.")
 ANSWERED = ("Paris.", "It lies on the Seine.", "Because of its history.")
 ODD = "  Ünïcode, tabs\tand\n\nblank lines <b>&amp;</b> {{ braces }} {% if %} 🙂 \u4f60\u597d |x| <|y|> [INST] "
-TOOL = {
+TOOL: Mapping[str, Any] = {
     "type": "function",
     "function": {
         "name": "get_weather",
@@ -26,8 +26,8 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string", "description": "Which."}}, "required": ["city"]},
     },
 }
-CALL = {"id": "call00001", "type": "function", "function": {"name": "get_weather", "arguments": {"city": "Paris"}}}
-DOCUMENT = {"title": "Paris", "text": "Paris is the capital of France.", "content": "Paris is the capital of France."}
+CALL: Mapping[str, Any] = {"id": "call00001", "type": "function", "function": {"name": "get_weather", "arguments": {"city": "Paris"}}}
+DOCUMENT: Mapping[str, Any] = {"title": "Paris", "text": "Paris is the capital of France.", "content": "Paris is the capital of France."}
 LONGEST_TALK = 60
 """Turns of the longest conversation that a number in a template leads to."""
 LONGEST_TURN = 20_000
@@ -35,6 +35,8 @@ MOST_TEXTS = 24
 """How many texts are put into every place; all of them are put together into one turn."""
 MOST_DATES = 150
 YEARS = range(2020, 2036)
+EARLIEST, LATEST = 2, 9998
+"""Years between which a day or a year more or less is still a date."""
 
 Turn = Mapping[str, Any]
 
@@ -218,9 +220,9 @@ def _elsewhere(texts: Sequence[str]) -> Iterator[Scene]:
             yield scene((*talk(1), assistant(content), user("Hm.")), f"where the assistant's turn {about}")
             yield scene(talk(2, last=content), f"where the last turn is the assistant's and {about}")
             yield scene((user([{"type": "text", "text": content}]),), f"where a part of the user turn {about}")
-            inner = {**TOOL["function"], "name": content}  # type: ignore[dict-item]  # it is a table
+            inner = {**TOOL["function"], "name": content}
             yield scene(talk(1), f"where the name of a tool {about}", tools=({**TOOL, "function": inner},))
-            inner = {**TOOL["function"], "description": content}  # type: ignore[dict-item]  # it is a table
+            inner = {**TOOL["function"], "description": content}
             yield scene(talk(1), f"where the description of a tool {about}", tools=({**TOOL, "function": inner},))
             yield scene((*talk(1), {"role": "tool", "name": text, "content": content}), f"where what a tool says {about}")
             yield scene(({"role": "user", "name": text, "content": content},), f"where a user of that name speaks and the turn {about}")
@@ -299,10 +301,11 @@ def moments(forms: Sequence[str], texts: Sequence[str], numbers: Sequence[int]) 
     read: list[datetime] = []
     for form, text in itertools.product(forms, [*texts, *map(str, numbers)]):
         try:
-            found = datetime.strptime(text.strip(), form)  # noqa: DTZ007 - a template's clock has no zone
+            found = datetime.strptime(text.strip(), form)  # noqa: DTZ007 - `strftime_now` tells local time without a zone, so this is one
         except (ValueError, OverflowError):
             continue
-        read.append(found.replace(year=usual.year if found.year == 1900 else found.year))
+        if EARLIEST < found.year < LATEST:
+            read.append(found.replace(year=usual.year if found.year == 1900 else found.year))
     named = {found.year for found in read} | {number for number in numbers if 1990 <= number <= 2200}
     years = {year + more for year in named for more in (-1, 0, 1)}
     days = {(found.month, found.day) for found in read}

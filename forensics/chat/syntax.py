@@ -42,7 +42,7 @@ FOLDED_FILTERS: dict[str, Callable[..., Any]] = {
     "reverse": lambda text: text[::-1],
     "string": lambda text: text,
     "length": len,
-    "int": int,
+    "int": lambda text: int(text),
     "replace": lambda text, old, new: text.replace(old, new) if (text.count(old) + 1) * len(new) < MAX_FOLDED else None,
     "format": lambda text, *parts: text % parts if PLAIN_FORMAT.fullmatch(text) else None,
 }
@@ -70,7 +70,7 @@ def program(template: str) -> str:
         RecursionError: It is nested deeper than any honest one.
     """
     tree = simplify(template)
-    return _Writer(bound_names(tree)).block(tree.body)
+    return _Writer(bound_names(tree) - GIVEN - _asked_first(tree)).block(tree.body)
 
 
 def bound_names(tree: nodes.Node) -> frozenset[str]:
@@ -117,7 +117,7 @@ class _Simplify:
         self._rules: dict[type[nodes.Node], Callable[[Any], nodes.Node]] = {
             nodes.If: _if,
             nodes.CondExpr: _conditional,
-            nodes.Not: lambda node: node.node.node if isinstance(node.node, nodes.Not) else node,
+            nodes.Not: _negated,
             nodes.Getattr: _attribute,
             nodes.Getitem: _item,
             nodes.Concat: lambda node: _joined(node.nodes),
@@ -182,11 +182,25 @@ class _Simplify:
         return fits and (counts or _counter(length, "length"))
 
 
+def _negated(node: nodes.Not) -> nodes.Node:
+    """`not not x` is `x` only where `x` is a yes or no itself; where it is only asked about, `_asked_about` sees to it."""
+    inner = node.node
+    return inner.node if isinstance(inner, nodes.Not) and isinstance(inner.node, nodes.Compare | nodes.Test | nodes.Not) else node
+
+
+def _asked_about(test: nodes.Node) -> nodes.Expr:
+    """A condition without two `not` in front of it."""
+    assert isinstance(test, nodes.Expr)
+    return test.node.node if isinstance(test, nodes.Not) and isinstance(test.node, nodes.Not) else test
+
+
 def _if(node: nodes.If) -> nodes.Node:
     while len(node.else_) == 1 and isinstance(node.else_[0], nodes.If):  # {% else %}{% if %} is {% elif %}
         inner = node.else_[0]
         node.elif_ = [*node.elif_, nodes.If(inner.test, inner.body, [], []), *inner.elif_]
         node.else_ = inner.else_
+    for arm in (node, *node.elif_):
+        arm.test = _asked_about(arm.test)
     if isinstance(node.test, nodes.Not) and not node.elif_ and node.else_:
         node.test, node.body, node.else_ = node.test.node, node.else_, node.body
     _sort_arms([node, *node.elif_])
@@ -194,6 +208,7 @@ def _if(node: nodes.If) -> nodes.Node:
 
 
 def _conditional(node: nodes.CondExpr) -> nodes.Node:
+    node.test = _asked_about(node.test)
     if isinstance(node.test, nodes.Not) and node.expr2 is not None:
         node.test, node.expr1, node.expr2 = node.test.node, node.expr2, node.expr1
     return node
@@ -230,7 +245,7 @@ def _sum(node: nodes.Add) -> nodes.Node:
 
 def _formatted(node: nodes.Mod) -> nodes.Node:
     form, parts = constant(node.left), constant(node.right)
-    if not isinstance(form, str) or parts is None:
+    if not isinstance(form, str) or parts is None or isinstance(node.right, nodes.List):  # a list is one thing to write, a tuple several
         return node
     made = fold_filter("format", form, parts if isinstance(parts, list) else [parts])
     return node if made is None else nodes.Const(made)
@@ -334,11 +349,36 @@ def _spread(node: nodes.Node) -> list[nodes.Node]:
     return pieces
 
 
+BEFORE_ITS_NAME: dict[type[nodes.Node], tuple[str, ...]] = {
+    nodes.For: ("iter",), nodes.Assign: ("node",), nodes.AssignBlock: ("body",), nodes.With: ("values",),
+}  # fmt: skip
+"""What of a statement is read before the name that it sets has its value."""
+
+
+def _asked_first(tree: nodes.Node) -> frozenset[str]:
+    """Names that are read before they are given anything: whoever deploys the model can set these, so their names matter."""
+    seen: set[str] = set()
+    found: set[str] = set()
+    stack: list[nodes.Node] = [tree]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, nodes.Name) and node.name not in seen:
+            seen.add(node.name)
+            if node.ctx == "load":
+                found.add(node.name)
+        elif isinstance(node, nodes.Macro):
+            seen.add(node.name)
+        early = {id(one) for one in node.iter_child_nodes(only=BEFORE_ITS_NAME.get(type(node), ()))}
+        backwards = list(node.iter_child_nodes())[::-1]
+        stack += sorted(backwards, key=lambda one: id(one) in early)  # what is read first lies on top
+    return frozenset(found)
+
+
 class _Writer:
     """Writes a simplified tree down, its own names by number in the order in which they come."""
 
     def __init__(self, bound: frozenset[str]) -> None:
-        self._bound = bound - GIVEN
+        self._bound = bound
         self._numbers: dict[str, int] = {}
 
     def block(self, body: Sequence[nodes.Node]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ Kind = Literal["content", "count", "date", "tools", "chance", "variable", "role"
 COUNTERS = frozenset({"index0", "index", "length", "revindex", "revindex0", "depth", "depth0", "cycle", "changed"})
 """What a loop tells beyond its first and last round."""
 MAX_SPELLED = 300
+MAX_TOLD = 100_000
+"""Calls of macros that are followed: many macros of one name multiply them."""
 How = Literal["value", "block", "item", "counted", "unknown"]
 Source = tuple[How, nodes.Node]
 """Where a name of the template gets a value from, and how it is taken from there; `counted` if round by round from itself."""
@@ -117,30 +120,49 @@ def _short(spelling: str) -> str:
 
 
 def sources(tree: nodes.Template) -> dict[str, list[Source]]:
-    """Everything that each name of the template, and each attribute of its namespaces (`name.attribute`), is ever given."""
+    """Everything that each name of the template, and each attribute of its namespaces (`name.attribute`), is ever given.
+
+    Raises:
+        RecursionError: It is more than any honest template has.
+    """
     found: dict[str, list[Source]] = {}
     for assign in tree.find_all(nodes.Assign):
         _give(found, assign.target, "counted" if _from_itself(assign) else "value", assign.node)
-        if isinstance(assign.target, nodes.Name) and _calls(assign.node, "namespace"):
-            for pair in assign.node.kwargs:  # type: ignore[attr-defined]  # it is a call
+        if isinstance(assign.target, nodes.Name) and (call := _call_of(assign.node, "namespace")):
+            for pair in call.kwargs:
                 found.setdefault(f"{assign.target.name}.{pair.key}", []).append(("value", pair.value))
-    for block in tree.find_all(nodes.AssignBlock):
-        _give(found, block.target, "block", nodes.FilterBlock(block.body, block.filter) if block.filter else nodes.Scope(block.body))
+    for text in tree.find_all(nodes.AssignBlock):
+        _give(found, text.target, "block", nodes.FilterBlock(text.body, text.filter) if text.filter else nodes.Scope(text.body))
     for loop in tree.find_all(nodes.For):
         _give(found, loop.target, "item", loop.iter)
     for scope in tree.find_all(nodes.With):
         for target, given in zip(scope.targets, scope.values, strict=True):
             _give(found, target, "value", given)
-    for call in tree.find_all(nodes.CallBlock):
-        for name in call.args:
-            _give(found, name, "unknown", call)
-    for macro in tree.find_all(nodes.Macro):
-        _arguments(found, tree, macro)
+    for block in tree.find_all(nodes.CallBlock):
+        for name in block.args:
+            _give(found, name, "unknown", block)
+    _of_macros(found, tree)
     return found
 
 
-def _calls(node: nodes.Node, name: str) -> bool:
-    return isinstance(node, nodes.Call) and isinstance(node.node, nodes.Name) and node.node.name == name
+def _of_macros(found: dict[str, list[Source]], tree: nodes.Template) -> None:
+    """What the arguments of every macro are given."""
+    uses = Counter(name.name for name in tree.find_all(nodes.Name) if name.ctx == "load")
+    calls: dict[str, list[nodes.Call]] = {}
+    for call in tree.find_all(nodes.Call):
+        if isinstance(call.node, nodes.Name):
+            calls.setdefault(call.node.name, []).append(call)
+    told = 0
+    for macro in tree.find_all(nodes.Macro):
+        told += len(calls.get(macro.name, []))
+        if told > MAX_TOLD:
+            raise RecursionError("the template is too entangled to be followed")
+        _arguments(found, macro, calls.get(macro.name, []), uses[macro.name])
+
+
+def _call_of(node: nodes.Node, name: str) -> nodes.Call | None:
+    """`node` itself, if it is a call of what has that name."""
+    return node if isinstance(node, nodes.Call) and isinstance(node.node, nodes.Name) and node.node.name == name else None
 
 
 def _from_itself(assign: nodes.Assign) -> bool:
@@ -158,15 +180,14 @@ def _give(found: dict[str, list[Source]], target: nodes.Node, how: How, node: no
     elif isinstance(target, nodes.NSRef):
         found.setdefault(f"{target.name}.{target.attr}", []).append((how, node))
     elif isinstance(target, nodes.Tuple):
+        fits = isinstance(node, nodes.Tuple | nodes.List) and len(node.items) == len(target.items) and how == "value"
+        parts = node.items if fits and isinstance(node, nodes.Tuple | nodes.List) else None
         for index, one in enumerate(target.items):
-            fits = isinstance(node, nodes.Tuple | nodes.List) and len(node.items) == len(target.items) and how == "value"
-            _give(found, one, how if fits else "item", node.items[index] if fits else node)  # type: ignore[attr-defined]  # it has them
+            _give(found, one, "item", node) if parts is None else _give(found, one, how, parts[index])
 
 
-def _arguments(found: dict[str, list[Source]], tree: nodes.Template, macro: nodes.Macro) -> None:
-    """What the arguments of a macro are given, wherever it is called."""
-    calls = [call for call in tree.find_all(nodes.Call) if _calls(call, macro.name)]
-    uses = sum(name.name == macro.name and name.ctx == "load" for name in tree.find_all(nodes.Name))
+def _arguments(found: dict[str, list[Source]], macro: nodes.Macro, calls: Sequence[nodes.Call], uses: int) -> None:
+    """What the arguments of a macro are given in its `calls`; where its name is used in another way too, that cannot be known."""
     plain = calls and uses == len(calls) and not any(call.dyn_args or call.dyn_kwargs for call in calls)
     names = [argument.name for argument in macro.args]
     for name in names:

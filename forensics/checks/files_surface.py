@@ -9,8 +9,9 @@ Reports: `pickle`, `remote-code`, `chat-template` (writes something else), `chat
     only where its own condition is met: on a word, a date, a length), `chat-template-rewritten` (wrote the same everywhere,
     but asks about the conversation what the base does not, or holds text that never came out), `chat-template-reformatted`
     (nothing of this), `token-map` (a text becomes other ids), `added-word-token` (a new token in place of ordinary
-    writing), `tokenizer-rewritten`, `special-tokens` (which begin a text or end a reply), `spare-tokens`, `added-tokens`, `config`, `generation-steered` (words forbidden or
-    forced), `generation-config`, `files`. Where tokenizer files differ and one side's cannot be loaded, it is INCONCLUSIVE.
+    writing), `tokenizer-rewritten`, `special-tokens` (which begin a text or end a reply), `spare-tokens`, `added-tokens`, `config`,
+    `generation-steered` (words forbidden or forced), `generation-config`, `files`. What could not be looked at (a damaged file, a
+    tokenizer that differs and cannot be loaded) is its reason; with nothing else found it is INCONCLUSIVE.
 Blind to: A template's condition that no conversation here meets is reported as a question it asks, not by what it does.
     Fields of config that this version of transformers ignores. Anything in the weights.
 Source: File scanners (modelscan, modelaudit, fickling) and template backdoors, arXiv:2602.04653; comparing with the
@@ -19,13 +20,15 @@ Source: File scanners (modelscan, modelaudit, fickling) and template backdoors, 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from forensics.case import Case, Check
 from forensics.chat.compare import Comparison, Side, compare
 from forensics.chat.scenes import quoted, scene
 from forensics.checkpoint import Checkpoint
-from forensics.errors import CannotCompare
+from forensics.errors import CannotCompare, ForensicsError, ToolFailed
 from forensics.prompts import Message
 from forensics.record import CheckResult, Confidence, Evidence, Finding, Severity, Status
 from forensics.surface import (
@@ -37,7 +40,7 @@ from forensics.surface import (
     special_tokens,
     token_map,
 )
-from forensics.tokenizing import TEXTS, TOKENIZING_FILES, changed_files, changed_sections, load, shadowing, telling_texts
+from forensics.tokenizing import TEXTS, changed_files, changed_sections, load, shadowing, telling_texts, tokenizer_files
 
 ID = "files.surface"
 COSMETIC = {
@@ -71,6 +74,10 @@ PROBES: tuple[tuple[Message, ...], ...] = (
 )
 PROMPT_PROBES = 200
 """How many of the audit's own prompts serve as further probes."""
+MOST_TEMPLATES = 12
+"""How many different templates are compared; no honest model brings as many, and each may take its time."""
+LONGEST_LIST = 10_000
+"""How long the lists are that transformers may make of a config: one an entry of `num_labels` or layer."""
 MOST_VALUES = 3
 """How many changed settings a claim shows with their values."""
 
@@ -82,6 +89,17 @@ class Differences:
         self.findings: list[Finding] = []
         self.evidence: list[Evidence] = []
         self.limits: list[str] = []
+        self.unseen: list[str] = []
+
+    def look(self, part: Callable[[], None]) -> None:
+        """Examine one part. What is wrong with one must not hide what was found in the others, so it is kept as a reason."""
+        try:
+            part()
+        except ToolFailed:
+            raise
+        except ForensicsError as error:
+            if error.reason not in self.unseen:
+                self.unseen.append(error.reason)
 
     def count(self, name: str, value: float, where: str, *, n: int | None = None, expected: str = "0: as in the base") -> Evidence:
         """Add a count to the evidence."""
@@ -100,17 +118,17 @@ def run(case: Case) -> CheckResult:
     """Compare everything that is not weights; see the module's docstring."""
     found = Differences()
     theirs = _roles(case)
-    _pickles(case.base, theirs, found)
-    _code(case.base, theirs, found)
-    _templates(case, found)
-    _tokenizer(case, found)
-    _configs(case, found)
-    _files(case.base, case.candidate, found)
+    for part in (_pickles, _code):
+        found.look(partial(part, case.base, theirs, found))
+    for whole in (_templates, _tokenizer, _configs):
+        found.look(partial(whole, case, found))
+    found.look(partial(_files, case.base, case.candidate, found))
     flagged = any(finding.severity != "info" for finding in found.findings)
     return CheckResult(
         check=ID,
         configuration=case.configuration,
-        status=Status.FLAGGED if flagged else Status.NO_FINDING,
+        status=Status.FLAGGED if flagged else Status.INCONCLUSIVE if found.unseen else Status.NO_FINDING,
+        reason="; ".join(found.unseen),
         findings=tuple(found.findings),
         evidence=tuple(found.evidence),
         limits=tuple(found.limits),
@@ -147,19 +165,30 @@ def _code(base: Checkpoint, theirs: dict[str, Folder], found: Differences) -> No
 def _templates(case: Case, found: Differences) -> None:
     """Compare the template in use, and any other that a folder of the candidate brings, with the base's."""
     bringing = [folder for folder in _roles(case).values() if folder is not case.surface and chat_templates(folder)]
+    folders = [case.surface, *(folder for folder in bringing if folder is not case.base)]
+    rows = [(number, *row) for number, folder in enumerate(folders) for row in _pairs(case.base, folder)]
+    differing = [row for row in rows if row[2] != row[3]]
     comparisons: dict[str, Comparison] = {}
-    every = 0
-    for number, folder in enumerate([case.surface, *bringing]):
-        if folder is not case.base or number == 0:
-            rows = _pairs(case.base, folder)
-            every += len(rows)
-            for name, ours, theirs in rows:
-                if ours != theirs:
-                    comparisons[name if name not in comparisons else f"{name} {number}"] = compare(ours, theirs, _conversations(case))
+    made: list[tuple[Side, Side, Comparison]] = []
+    left: list[str] = []
+    for number, name, ours, theirs in sorted(differing, key=lambda row: row[1] != "default"):
+        known = next((one for mine, other, one in made if (mine, other) == (ours, theirs)), None)
+        if known is None and len(made) == MOST_TEMPLATES:
+            left.append(name)
+            continue
+        if known is None:
+            known = compare(ours, theirs, _conversations(case))
+            made.append((ours, theirs, known))
+        comparisons[name if name not in comparisons else f"{name} {number}"] = known
     respelled = {name: one for name, one in comparisons.items() if one.changed}
-    evidence = found.count("chat-templates", len(respelled), "chat templates", n=every)
+    evidence = found.count("chat-templates", len(respelled) + len(left), "chat templates", n=len(rows))
     if comparisons:
         _template_findings(comparisons, respelled, evidence, found)
+    if left:
+        claim = (
+            f"It brings {len(differing)} chat templates that are not the base's, so many that {len(left)} were not compared: {_some(left)}."
+        )
+        found.find("chat-template-rewritten", "medium", claim, evidence)
 
 
 def _pairs(base: Checkpoint, folder: Folder) -> list[tuple[str, Side, Side]]:
@@ -202,13 +231,13 @@ def _template_findings(
     found.count("template-texts", sum(len(one.texts) for one in rows), "texts that never came out")
     for name, one in comparisons.items():
         if one.open:
-            claim = f"The chat template ({name}) writes something else than the base's in {one.differing} of {one.asked} probe conversations: {one.open[0]}."
+            claim = f"The chat template ({_short(name)}) writes something else than the base's in {one.differing} of {one.asked} probe conversations: {one.open[0]}."
             found.find("chat-template", "high", claim, shown)
         if one.hidden:
-            claim = f"The chat template ({name}) has a branch that no usual conversation enters: {one.hidden[0]}."
+            claim = f"The chat template ({_short(name)}) has a branch that no usual conversation enters: {one.hidden[0]}."
             found.find("chat-template-conditional", "high", claim, hidden)
         if not (one.open or one.hidden or one.equal):
-            claim = f"The chat template ({name}) wrote the same as the base's in all {one.asked + one.directed} probes, but {_why(one)}."
+            claim = f"The chat template ({_short(name)}) wrote the same as the base's in all {one.asked + one.directed} probes, but {_why(one)}."
             found.find("chat-template-rewritten", "medium", claim, new, "low")
     if respelled and all(one.equal for one in rows):
         programs = (
@@ -226,7 +255,7 @@ def _why(one: Comparison) -> str:
         return f"it cannot be followed: {one.unread}"
     parts = []
     if one.questions:
-        parts.append(f"it asks what the base's does not: {_some([_short(question) for question in one.questions], 3)}")
+        parts.append(f"it asks what the base's does not: {_some(one.questions, 3)}")
     if one.texts:
         parts.append(f"it holds text that never came out: {_some([quoted(text) for text in one.texts], 3)}")
     if one.one_sided:
@@ -235,12 +264,15 @@ def _why(one: Comparison) -> str:
 
 
 def _short(text: str, most: int = 120) -> str:
-    return text if len(text) <= most else text[:most] + "..."
+    """A text of the candidate, shortened, and in letters that can be saved: half a character cannot."""
+    return (text if len(text) <= most else text[:most] + "...").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _tokenizer(case: Case, found: Differences) -> None:
     files = changed_files(case.base, case.surface)
-    changed = found.count("tokenizer-files", len(files), "tokenizer files", n=len(TOKENIZING_FILES))
+    changed = found.count(
+        "tokenizer-files", len(files), "tokenizer files", n=len(tokenizer_files(case.base) | tokenizer_files(case.surface))
+    )
     ours, theirs = token_map(case.base), token_map(case.surface)
     moved = sorted(token for token in ours if theirs.get(token) != ours[token]) if theirs else []
     added = sorted(theirs.keys() - ours.keys()) if ours else []
@@ -259,20 +291,18 @@ def _tokenizer(case: Case, found: Differences) -> None:
 def _compare_encodings(case: Case, changed: Evidence, found: Differences) -> None:
     """Put texts through both tokenizers as they will really be loaded, all their files together."""
     said = [turn.content for turns in [*PROBES, *(prompt.messages for prompt in case.prompts[:PROMPT_PROBES])] for turn in turns]
-    texts = [*said, *TEXTS, *telling_texts(case.base, case.surface)]
-    ours, theirs = load(case.base, texts), load(case.surface, texts)
+    ours, theirs = load(case.base), load(case.surface)
     if ours is None or theirs is None:
-        side = "base" if ours is None else "candidate"
-        raise CannotCompare(
-            f"the tokenizer files differ, and the {side}'s cannot be loaded, so what they do to a text is not known",
-            where=side,
-            hint="look at its tokenizer.json and tokenizer_config.json",
-        )
-    differing = [text for text, one, other in zip(texts, ours.encoded, theirs.encoded, strict=True) if one != other]
+        raise _not_loaded("base" if ours is None else "candidate")
+    texts = [*said, *TEXTS, *telling_texts(ours.parts, theirs.parts)]
+    mine, other = ours.encode(texts), theirs.encode(texts)
+    if mine is None or other is None:
+        raise _not_loaded("base" if mine is None else "candidate")
+    differing = [text for text, one, two in zip(texts, mine, other, strict=True) if one != two]
     encodings = found.count("encodings", len(differing), "probe texts", n=len(texts), expected="0: both tokenizers give the same ids")
     _special(ours.special_tokens, theirs.special_tokens, found)
-    words = shadowing(case.base, case.surface)
-    rewritten = changed_sections(case.base, case.surface)
+    words = shadowing(ours.parts, theirs.parts, token_map(case.base))
+    rewritten = changed_sections(ours.parts, theirs.parts)
     if differing:
         claim = (
             f"The tokenizer turns {len(differing)} of {len(texts)} probe texts into other ids, or back into other text, "
@@ -287,6 +317,14 @@ def _compare_encodings(case: Case, changed: Evidence, found: Differences) -> Non
     elif rewritten:
         claim = f"Tokenizer sections differ ({_some(rewritten)}), though all {len(texts)} probe texts gave the same ids."
         found.find("tokenizer-rewritten", "low", claim, changed, "low")
+
+
+def _not_loaded(side: str) -> CannotCompare:
+    return CannotCompare(
+        f"the tokenizer files differ, and the {side}'s cannot be loaded, so what they do to a text is not known",
+        where=side,
+        hint="look at its tokenizer.json and tokenizer_config.json",
+    )
 
 
 def _special(ours: dict[str, str], theirs: dict[str, str], found: Differences) -> None:
@@ -333,12 +371,14 @@ def _changes(keys: list[str], ours: dict[str, Any], theirs: dict[str, Any]) -> s
 def _words(case: Case, settings: dict[str, Any], keys: list[str]) -> str:
     """The tokens that steering settings name by id, as far as the vocabulary knows them."""
     by_id = {id: token for token, id in token_map(case.surface).items()}
-    stack: list[Any] = [settings.get(key) for key in keys]
+    stack: list[Any] = [settings.get(key) for key in reversed(keys)]
     ids: list[int] = []
-    while stack and len(ids) < 1000:
-        value = stack.pop(0)
+    steps = 0
+    while stack and len(ids) < 1000 and steps < 10_000:
+        steps += 1
+        value = stack.pop()
         if isinstance(value, list):
-            stack = [*value[:1000], *stack]
+            stack += reversed(value[:1000])
         elif isinstance(value, int) and not isinstance(value, bool):
             ids.append(value)
     tokens = list(dict.fromkeys(by_id[id] for id in ids if id in by_id))
@@ -347,7 +387,7 @@ def _words(case: Case, settings: dict[str, Any], keys: list[str]) -> str:
 
 def _effective_configs(base: Checkpoint, candidate: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both configs with defaults filled in where transformers knows the architecture, as differences of version would mislead."""
-    if base.config == candidate.config:
+    if base.config == candidate.config or any(_unfolds(side.config) for side in (base, candidate)):
         return base.config, candidate.config
     from transformers import AutoConfig  # heavy
 
@@ -356,9 +396,24 @@ def _effective_configs(base: Checkpoint, candidate: Checkpoint) -> tuple[dict[st
             AutoConfig.from_pretrained(str(side.path), trust_remote_code=False, local_files_only=True).to_dict()
             for side in (base, candidate)
         )
-    except (ValueError, OSError, KeyError, TypeError, AttributeError):
+    except Exception:  # noqa: BLE001 - a config that makes no sense makes transformers raise anything; it is compared as it stands
         return base.config, candidate.config
     return ours, theirs
+
+
+def _unfolds(config: dict[str, Any]) -> bool:
+    """Whether transformers would make a list of a length that no model has: one entry a layer or label fills any memory."""
+    stack: list[Any] = [config]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, list):
+            stack += value
+        elif isinstance(value, dict):
+            stack += value.values()
+            counts = [one for key, one in value.items() if "layer" in key or "label" in key]
+            if any(isinstance(one, int | float) and one > LONGEST_LIST for one in counts):
+                return True
+    return False
 
 
 def _files(base: Checkpoint, candidate: Checkpoint, found: Differences) -> None:
@@ -368,9 +423,9 @@ def _files(base: Checkpoint, candidate: Checkpoint, found: Differences) -> None:
         found.find("files", "info", f"{len(names)} files differ, are new or are gone: {_some(names)}.", evidence)
 
 
-def _some(names: list[str], most: int = 5) -> str:
+def _some(names: Sequence[str], most: int = 5) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(map(_short, names[:most])) + more
 
 
 CHECK = Check(id=ID, question="What changed around the weights: tokenizer, chat template, config, code, pickles?", cost="files", run=run)
