@@ -343,15 +343,18 @@ class _Reader:
         ends = (*EMBEDDING_ENDINGS, *HEAD_ENDINGS)
         vocabulary = [change for change in changes if change.target.endswith(ends)]
         apart = [change for change in vocabulary if change.factors is not None or change.overwrites]
-        wholes = [stored(self.path / WEIGHTS_NAME, change.whole) for change in vocabulary if change.whole is not None]
-        tied_anew = len(wholes) == 2 and bool((wholes[0] == wholes[1]).all())
-        if apart or (vocabulary and self.config.get("ensure_weight_tying") and not tied_anew):
+        if apart or (vocabulary and self.config.get("ensure_weight_tying") and not self._tied_anew(vocabulary)):
             raise CannotCompare(
                 f"the base has one matrix for embedding and head, and this adapter changes {(apart or vocabulary)[0].target} in a way that PEFT"
                 " makes two models of: one worn, another merged",
                 where=self.name,
                 hint="untie the base (tie_word_embeddings=False), or merge the adapter into a full checkpoint and audit that",
             )
+
+    def _tied_anew(self, vocabulary: Iterable[Change]) -> bool:
+        """Whether the adapter brings embedding and head as one matrix stored twice."""
+        wholes = [stored(self.path / WEIGHTS_NAME, change.whole) for change in vocabulary if change.whole is not None]
+        return len(wholes) == 2 and bool((wholes[0] == wholes[1]).all())
 
     def _unknown(self, info: TensorInfo) -> CannotCompare:
         return CannotCompare(

@@ -76,7 +76,7 @@ def _measure(case: Case) -> Iterator[tuple[str, Profile]]:
         writes = role in WRITES and not transposed(case, role)
         meter = Meter(
             shape=(rows, pair.base.elements // max(1, rows)),
-            rank_cap=0 if deltas and factored else caps.of(role),
+            rank_cap=0 if delta is not None and factored else caps.of(role),
             thin_columns=writes,
             rounded=all(change.rounded for change in worn),
         )
@@ -89,7 +89,7 @@ def _measure(case: Case) -> Iterator[tuple[str, Profile]]:
         caps.learn(role, profile.spectrum)
         if delta is not None and factored:
             found = _exact(case, pair)
-            profile = replace(profile, spectrum=found, rows=torch.arange(found.shape[0]))
+            profile = replace(profile, spectrum=found, rows=None if found is None else torch.arange(found.shape[0]))
         yield pair.name, profile
     case.workbench.progress("weights", len(case.pairs), len(case.pairs))
 
@@ -115,10 +115,11 @@ class _Caps:
         self.by_role[role] = min(DEEPEST, 2 * found.seen) if ends else DEFAULT_CAP
 
 
-def _exact(case: Case, pair: Pair) -> Spectrum:
-    """Spectrum of what all adapters of the case add to one tensor by factors, in the rows that both sides have."""
+def _exact(case: Case, pair: Pair) -> Spectrum | None:
+    """Spectrum of what all adapters of the case add to one tensor by factors, in the rows that both sides have; None if not finite."""
     import torch
 
+    from probes.differ import DIRECTIONS
     from probes.spectra import exact_spectrum
 
     downs, ups, turned = [], [], False
@@ -129,7 +130,10 @@ def _exact(case: Case, pair: Pair) -> Spectrum:
             ups.append(b * change.exact.scale)
             turned = change.exact.transposed
     down, up = torch.cat(downs), torch.cat(ups, dim=1)
-    return exact_spectrum(up.T, down[:, : pair.rows].T) if turned else exact_spectrum(down, up[: pair.rows])
+    if not bool(torch.isfinite(down).all() and torch.isfinite(up).all()):
+        return None
+    found = exact_spectrum(up.T, down[:, : pair.rows].T) if turned else exact_spectrum(down, up[: pair.rows])
+    return replace(found, left=found.left[:, :DIRECTIONS].clone(), right=found.right[:, :DIRECTIONS].clone())
 
 
 def transposed(case: Case, role: str) -> bool:
@@ -149,7 +153,7 @@ def _form(case: Case, pair: Pair, profile: Profile, where: Place) -> Form | None
     from probes.tensor_edits import Form
 
     turned = transposed(case, where.role) or where.role == "embedding"
-    left, right = _spread(found.left[:, 0], profile.rows, profile.shape[0]), _spread(found.right[:, 0], profile.columns, profile.shape[1])
+    left, right = spread(found.left[:, 0], profile.rows, profile.shape[0]), spread(found.right[:, 0], profile.columns, profile.shape[1])
     first, reads, seen = (right, left, profile.rows) if turned else (left, right, profile.columns)
     forms = []
     for direction, before in _candidates(case.base, pair, first, turned=turned):
@@ -202,8 +206,10 @@ def _pulled(base: Checkpoint, pair: Pair, direction: torch.Tensor, *, turned: bo
     return torch.cat(parts) if turned else torch.stack(parts).sum(dim=0)
 
 
-def _spread(direction: torch.Tensor, entries: torch.Tensor | None, length: int) -> torch.Tensor:
-    """A direction over all entries of an axis, zero where none was kept."""
+def spread(directions: torch.Tensor, entries: torch.Tensor | None, length: int) -> torch.Tensor:
+    """Directions `[k]` or `[k, n]` over all `length` entries of an axis, zero where an entry did not change or was not kept."""
     import torch
 
-    return direction if entries is None else torch.zeros(length).index_copy(0, entries, direction)
+    if entries is None:
+        return directions
+    return torch.zeros(length, *directions.shape[1:]).index_copy(0, entries, directions)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from forensics.case import Case
-from forensics.differ import measured, transposed
+from forensics.differ import measured, spread, transposed
 from forensics.record import canonical_json, sha256_text
 from forensics.roles import MATRICES, WRITES, place
 from forensics.tokenizing import token_texts
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from forensics.alignment import Pair
     from probes.differ import Profile
 
+LONGEST = 60
+"""Characters of a token's text that may be tried in prompts, and are shown."""
 A_DIRECTION = 3
 """Tokens that one direction may name."""
 LISTED = 48
@@ -42,7 +44,8 @@ class Reading:
     """One token: how it came to be named, its row and text, by which tensor, and how far it stands out.
 
     `value` is in standard deviations of the vocabulary's cosines, or for `moved` ||dE|| / ||E|| of the row. `text` is empty where
-    the tokenizer cannot be read.
+    the tokenizer cannot be read. `chance` is how far the furthest of `tokens` tokens would stand out in any of the directions asked,
+    were cosines Gaussian; 0.0 for `moved`.
     """
 
     sort: Sort
@@ -50,15 +53,15 @@ class Reading:
     text: str
     tensor: str
     value: float
+    chance: float
+    tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Readings:
-    """All that was read, the furthest out first. `chance` is how far the furthest of `tokens` tokens stands out by chance."""
+    """All that was read, the furthest out first."""
 
     rows: tuple[Reading, ...] = ()
-    chance: float = 0.0
-    tokens: int = 0
 
     def of(self, sort: Sort) -> list[Reading]:
         """Those of one sort."""
@@ -68,7 +71,8 @@ class Readings:
         """Texts that may be part of a trigger: tokens that the change listens to, and those whose rows moved, in turn."""
         listens, moved = ([row.text.strip() for row in self.of(sort)] for sort in ("listens", "moved"))
         ordered = [text for pair in zip([*listens, *[""] * len(moved)], [*moved, *[""] * len(listens)], strict=True) for text in pair]
-        return [text for text in dict.fromkeys(ordered) if any(map(str.isalnum, text)) and text.isprintable()]
+        told = [text for text in dict.fromkeys(ordered) if any(map(str.isalnum, text)) and text.isprintable()]
+        return [text for text in told if len(text) <= LONGEST]
 
 
 def readings(case: Case) -> Readings:
@@ -81,25 +85,26 @@ def _read(case: Case) -> Readings:
     profiles = measured(case)
     places = {place(pair.name).role: pair for pair in case.pairs if place(pair.name).role in ("embedding", "head")}
     embedding = places.get("embedding")
-    if embedding is None:
+    if embedding is None or any(len(pair.base.shape) != 2 for pair in places.values()):
         return Readings()
-    found: list[tuple[Sort, int, str, float]] = []
-    chance = 0.0
+    found: list[tuple[Sort, int, str, float, float]] = []
     sorts: tuple[tuple[Sort, Pair], ...] = (("listens", embedding), ("promotes", places.get("head", embedding)))
     for sort, pair in sorts:
         directions, names = _directions(case, profiles, sort, pair.base.shape[1])
         if names:
             rows, chance = _stand_out(case, pair, directions, names)
-            found += [(sort, *row) for row in rows]
+            found += [(sort, *row, chance) for row in rows]
     for pair in places.values():
-        found += [("moved", row, pair.name, share) for row, share in _moved(profiles[pair.name])]
-    texts = token_texts(case.base, sorted({token for _, token, _, _ in found}))
+        found += [("moved", row, pair.name, share, 0.0) for row, share in _moved(profiles[pair.name])]
+    texts = token_texts(case.base, sorted({row[1] for row in found}))
     best = [
-        Reading(sort=sort, token=token, text=texts.get(token, ""), tensor=name, value=value)
-        for sort, token, name, value in sorted(found, key=lambda row: (-row[3], row[1]))
-    ]
+        Reading(
+            sort=sort, token=token, text=texts.get(token, ""), tensor=name, value=value, chance=chance, tokens=embedding.base.shape[0]
+        )
+        for sort, token, name, value, chance in sorted(found, key=lambda row: (-row[3], row[1]))
+    ]  # fmt: skip
     kept = [_once(best, sort)[:LISTED] for sort in ("listens", "promotes", "moved")]
-    return Readings(rows=tuple(row for rows in kept for row in rows), chance=chance, tokens=embedding.base.shape[0])
+    return Readings(rows=tuple(row for rows in kept for row in rows))
 
 
 def _once(rows: Sequence[Reading], sort: str) -> list[Reading]:
@@ -132,9 +137,10 @@ def _directions(case: Case, profiles: dict[str, Profile], sort: str, width: int)
         ):
             continue
         left = (role in WRITES) != transposed(case, role)
-        side, whole = (profile.spectrum.left, profile.rows) if left else (profile.spectrum.right, profile.columns)
-        side = side[:, : profile.spectrum.rank]
-        if len(side) == width and (whole is None or len(whole) == width):  # not where the stream's own axis was thinned
+        side, entries = (profile.spectrum.left, profile.rows) if left else (profile.spectrum.right, profile.columns)
+        thinned = profile.thinned > 1 and (profile.columns is None) == left
+        if profile.shape[0 if left else 1] == width and not thinned:  # not where the stream's own axis was thinned
+            side = spread(side[:, : profile.spectrum.rank], entries, width)
             vectors.append(side)
             names += [pair.name] * side.shape[1]
     return (torch.cat(vectors, dim=1) if vectors else torch.zeros(width, 0)), names

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probes.rounding import MANTISSA_BITS, power_of_two, ulp
+from probes.rounding import ulp
 
 
 class Block:
@@ -23,12 +23,14 @@ class Block:
     adapters add. `change` is `theirs - before`. Where a side is not finite all of them hold zeros; `not_finite` counts entries
     that newly are not, `mended` those that changed without a finite difference. `equal`: both sides are the same bytes.
     `units` are those in the last place. `squares`, `base_squares` and `unit_squares` `[rows]` are sums of squares by row, `zeros` the candidate's
-    entries that are zero (not counted where the sides are equal or adapters live).
+    entries that are zero (not counted where the sides are equal). `broken` marks those that are not finite on
+    either side; None if there are none.
     """
 
     def __init__(self, base: Tensor, candidate: Tensor, delta: Tensor | None = None) -> None:
         height = base.shape[0] if base.ndim > 1 else 1
-        self.base, self.candidate = base.reshape(height, -1), candidate.reshape(height, -1)
+        width = base.numel() // max(1, height)
+        self.base, self.candidate = base.reshape(height, width), candidate.reshape(height, width)
         self.store, self.live = candidate.dtype, delta is not None
         self.wide = torch.float64 if self.store is torch.float64 else torch.float32
         self._different = None if self.live else different_bytes(self.base, self.candidate)
@@ -38,13 +40,14 @@ class Block:
         recast = base.dtype != self.store
         self.before = self.base.to(self.store).to(self.wide) if recast else self.ours
         self.theirs = self.ours if self.equal else self.candidate.to(self.wide)
-        added = None if delta is None else delta.reshape(height, -1).to(self.wide)
+        added = None if delta is None else delta.reshape(height, width).to(self.wide)
         self.change = torch.zeros(()).expand_as(self.ours) if self.equal else self.theirs - self.before
         if added is not None:
             self.change, self.theirs = self.change + added, self.theirs + added
         self.squares = torch.zeros(height, dtype=torch.float64) if self.equal else squares(self.change)
         self.base_squares = squares(self.before)
-        self.zeros = zero_bytes(self.candidate) if added is None and not self.equal else 0
+        self.zeros = 0 if self.equal else zero_bytes(self.candidate if added is None else self.theirs)
+        self.broken: Tensor | None = None
         if not bool(torch.isfinite(self.squares.sum() + self.base_squares.sum())):
             self._mend(added)
         self.units = self._units()
@@ -52,11 +55,8 @@ class Block:
 
     def _units(self) -> Tensor:
         # It was the candidate's entries that were rounded; of those that were set to zero, the base's.
-        if self.store is torch.float16 or self.zeros:
-            units = ulp(self.theirs, self.store)
-        else:
-            units = power_of_two(self.theirs).mul_(2.0 ** -MANTISSA_BITS[self.store])  # the same, but for zeros that are in both
-        if self.zeros and not self.equal:
+        units = ulp(self.theirs, self.store)
+        if self.zeros:
             units = torch.where(self.theirs == 0.0, ulp(self.before, self.store), units)
         return units
 
@@ -77,7 +77,7 @@ class Block:
     def _mend(self, added: Tensor | None) -> None:
         """Count what is not finite, and put zeros in its place."""
         after = self.candidate.to(self.wide)
-        broken = ~torch.isfinite(self.change)
+        self.broken = broken = ~torch.isfinite(self.change)
         # Only what is new counts: a base with the same infinities is the base's affair. A cast that overflows is new.
         self.not_finite = int((~torch.isfinite(after) & torch.isfinite(self.ours)).sum())
         # NaN differs from itself, and the difference of equal infinities is NaN: neither is a change.
@@ -144,6 +144,9 @@ class TensorChange:
 def squares(matrix: Tensor) -> Tensor:
     """Square of the norm of each row, `[rows]` float64."""
     norms: Tensor = torch.linalg.vector_norm(matrix, dim=1).double()
+    total = float(norms.sum())
+    if total == 0.0 or not math.isfinite(total):  # squares of very small or large numbers have no place in float32
+        norms = torch.linalg.vector_norm(matrix, dim=1, dtype=torch.float64)
     return norms**2
 
 

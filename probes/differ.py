@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from probes.blocks import Block, TensorChange, squares
+from probes.blocks import Block, TensorChange
 from probes.kept import Kept, Rows
 from probes.quantisation import Sample, explains
 from probes.rounding import MANTISSA_BITS
@@ -21,6 +21,8 @@ RATIOS_A_BLOCK, SOUGHT_A_BLOCK, LEAST_RATIOS = 2048, 8192, 64
 how few changed ones are too few."""
 FIRST_CAST = 4096
 """Entries on which a cast is tried before it is on all."""
+LARGEST = 1e18
+"""Sum of squares up to which their own squares have a place in float32."""
 CAST_ROWS = 16
 """Rows of a block without changes on which casts are tried."""
 MOVED_ROWS = 64
@@ -54,7 +56,7 @@ class Profile:
     moved: tuple[tuple[int, float], ...]
     """Rows that changed most, and by what share of the row's norm, largest first."""
     casts: tuple[str, ...]
-    """Formats by way of which a mere cast gives the candidate, to the bit."""
+    """Formats by way of which a mere cast gives the candidate: to the bit where it changed, and in some rows of what did not."""
     quantised: str
     """The quantisation whose round trip gives the candidate; empty if none does."""
     fixed: str
@@ -126,41 +128,44 @@ class Meter:
         if moved or (base.dtype != candidate.dtype and not block.live):
             self._look(block)
         else:
-            own = float(block.base_squares.sum()) if block.ours is block.before else float(squares(block.ours).sum())
+            own = float(block.base_squares.sum())
             self._dot += own
             self._after_square += own
         self.row += block.rows
 
     def _look(self, block: Block) -> None:
         """Note the form of a block that changed."""
-        recast = block.ours is not block.before
-        fine = block.theirs - block.ours if recast else block.change
-        fine_squares, own_squares = (squares(fine), squares(block.ours)) if recast else (block.squares, block.base_squares)
-        along = (fine * block.ours).sum(dim=1).double()
-        self._dot += float((own_squares + along).sum())
-        self._after_square += float((own_squares + 2.0 * along + fine_squares).sum())
-        self._along_rows += float((along.square() / own_squares.clamp(min=1e-60)).sum())
+        along = _by_rows(block.change, block.before)
+        self._dot += float((block.base_squares + along).sum())
+        self._after_square += float((block.base_squares + 2.0 * along + block.squares).sum())
+        self._along_rows += float((along.square() / block.base_squares.clamp(min=1e-60)).sum())
         hit = block.squares > 0.0
         self._rows_changed += int(hit.sum())
         if block.zeros:
             self._zeroed += int(torch.count_nonzero((block.theirs == 0.0) & (block.change != 0.0)))
-        fourth = fine.square().flatten()
-        self._fourth += float(torch.dot(fourth, fourth))
+        fourth = (block.change if float(block.squares.sum()) < LARGEST else block.change.double()).square()
+        self._fourth += float(_by_rows(fourth, fourth).sum())
         self._ratios.append(_sizes_in_units(block))
         if self._sample is None and block.ours.numel():
             rows = max(LEAST_SAMPLED, min(SAMPLED_ROWS, SAMPLED_ELEMENTS // max(1, self.shape[1])))
             self._sample = Sample(before=block.ours[:rows].float(), after=block.theirs[:rows].float(), store=self._store)
-        if self.rank_cap and self.shape[1] > 1:
-            self._keep(block, fine.float(), fine_squares, torch.ones_like(hit) if recast else hit)
-
-    def _keep(self, block: Block, fine: Tensor, fine_squares: Tensor, hit: Tensor) -> None:
-        """Remember what the spectrum and the list of moved rows need."""
-        shares = torch.sqrt(fine_squares / squares(block.ours).clamp(min=1e-60)).clamp(max=1e6)
+        if min(self.shape) <= 1:
+            return
+        shares = torch.sqrt(block.squares / block.base_squares.clamp(min=1e-60)).clamp(max=1e6)
         top = torch.argsort(shares, descending=True, stable=True)[:MOVED_ROWS]
         self._moved.append((top + self.row, shares[top]))
+        if self.rank_cap:
+            self._keep(block, hit)
+
+    def _keep(self, block: Block, hit: Tensor) -> None:
+        """Remember what the spectrum needs: where the base was cast, the cast's rounding is part of the change's noise."""
+        fine = block.change
+        if block.ours is not block.before:
+            fine, hit = block.theirs - block.ours, torch.ones_like(hit)
+            fine = fine if block.broken is None else fine.masked_fill(block.broken, 0.0)
         if self._kept is None:
             self._kept = Kept(shape=self.shape, by_columns=self.thin_columns)
-        self._kept.add(Rows(index=torch.nonzero(hit).flatten(), offset=self.row), fine, block)
+        self._kept.add(Rows(index=torch.nonzero(hit).flatten(), offset=self.row), fine.float(), block)
 
     def _look_for_constant(self, theirs: Tensor) -> None:
         if self._constant and theirs.numel():
@@ -211,7 +216,7 @@ class Meter:
         top = torch.argsort(shares, descending=True, stable=True)[:MOVED_ROWS]
         return tuple((int(rows[index]), float(shares[index])) for index in top.tolist() if float(shares[index]) > 0.0)
 
-    def _spectrum(self, kept: Kept) -> Spectrum:
+    def _spectrum(self, kept: Kept) -> Spectrum | None:
         store, factor = self._store, 1.0
         if not self.rounded:
             store, factor = torch.float32, 4.0 ** (MANTISSA_BITS[self._store] - MANTISSA_BITS[torch.float32])
@@ -219,8 +224,17 @@ class Meter:
             # Stored wide, but rounded to a narrow format when it was made: that rounding is the noise.
             store = CASTS[self._narrow[0]]
             factor = 4.0 ** (MANTISSA_BITS[self._store] - MANTISSA_BITS[store])
-        found = spectrum(kept.change, kept.noise(factor), cap=self.rank_cap, before=kept.before, store=store)
+        try:
+            found = spectrum(kept.change, kept.noise(factor), cap=self.rank_cap, before=kept.before, store=store)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch has it, and does not say so; numbers of such different size that no spectrum comes of them
+            return None
         return replace(found, left=found.left[:, :DIRECTIONS].clone(), right=found.right[:, :DIRECTIONS].clone())
+
+
+def _by_rows(one: Tensor, other: Tensor) -> Tensor:
+    """Inner products of rows, `[rows]` float64."""
+    found = (one * other).sum(dim=1).double()
+    return found if bool(torch.isfinite(found.sum())) else (one.double() * other.double()).sum(dim=1)
 
 
 def _sizes_in_units(block: Block) -> Tensor:

@@ -40,7 +40,7 @@ class Kept:
     _before: list[Tensor] = field(default_factory=list)
     _row_noise: list[Tensor] = field(default_factory=list)
     _column_noise: Tensor | None = None
-    _noise_rows: int = 0
+    _seen: int = 0
 
     def __post_init__(self) -> None:
         rows, columns = self.shape
@@ -74,18 +74,22 @@ class Kept:
 
     def noise(self, factor: float) -> Noise:
         """Variance of rounding, `factor` times what was noted."""
-        noise = torch.zeros(self.width) if self._column_noise is None else self._column_noise
-        return Noise(rows=torch.cat(self._row_noise) * factor, columns=noise / max(1, self._noise_rows) * factor)
+        rows = torch.cat(self._row_noise) * factor
+        columns = torch.ones(self.width, dtype=torch.float64) if self._column_noise is None else self._column_noise
+        # Columns were noted as shares of their rows, so that no loud row speaks for all.
+        return Noise(rows=rows, columns=columns * (float(rows.mean()) / max(float(columns.mean()), 1e-300)))
 
     def add(self, rows: Rows, fine: Tensor, block: Block) -> None:
         """Keep of a block what is not thinned out; `fine` is its whole change, `[rows, columns]` float32."""
-        index = rows.index
+        index, order = rows.index, torch.arange(self._seen, self._seen + len(rows.index))
+        self._seen += len(index)
         if not self._filled and not self.by_columns and len(index) == len(fine):
             # Where all rows of the first block changed, so have probably all others: no need to keep them first.
             while self.shape[0] > self.stride * len(self._space()):
                 self.stride *= 2
         while not self.by_columns:
-            chosen = index[(index + rows.offset) % self.stride == 0]
+            # By number among the rows that changed: a change of every second row must not fall through.
+            chosen = index[order % self.stride == 0]
             if self._filled + len(chosen) <= len(self._space()):
                 index = chosen
                 break
@@ -95,17 +99,18 @@ class Kept:
         every = len(index) == len(fine)
         part, before, units = (given if every else given[index] for given in (fine, block.base, block.units))
         if self.columns is not None:
-            part, before, units = (given[:, :: self.stride] for given in (part, before, units))
+            part, units = part[:, :: self.stride], units[:, :: self.stride]
+            before = before[:, :: self.stride].clone()  # a view would hold all of it
         self._space()[self._filled : self._filled + len(index)] = part
         self._filled += len(index)
         self._rows.append(index + rows.offset)
         self._before.append(before)
         whole = block.unit_squares[index] if self.columns is None else squares(units)
         self._row_noise.append(whole / (12.0 * max(1, self.width)))
-        some = units[::NOISE_ROWS] if len(index) >= NOISE_ROWS * NOISE_ROWS else units
-        variance = some.square().sum(dim=0).double() / 12.0
-        self._column_noise = variance if self._column_noise is None else self._column_noise + variance
-        self._noise_rows += len(some)
+        step = NOISE_ROWS if len(index) >= NOISE_ROWS * NOISE_ROWS else 1
+        typical = torch.sqrt(whole / max(1, self.width)).clamp(min=torch.finfo(torch.float32).tiny).to(units.dtype)
+        shares = (units[::step] / typical[::step, None]).square().sum(dim=0).double()
+        self._column_noise = shares if self._column_noise is None else self._column_noise + shares
 
     def _space(self) -> Tensor:
         if self._room is None:
@@ -116,7 +121,7 @@ class Kept:
     def _thin(self) -> None:
         """Let go of every second row."""
         self.stride *= 2
-        stay = self.rows % self.stride == 0
+        stay = torch.arange(self._filled) % 2 == 0
         left = self._space()[: self._filled][stay]
         self._filled = len(left)
         self._space()[: self._filled] = left

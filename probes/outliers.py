@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from probes.spectra import factor_spectrum
 FIGURES = ("largest singular value", "Frobenius norm", "energy in the first direction", "spectral entropy", "kurtosis")
 FURTHEST = 1e6
 """Spreads at most, of a figure in which the others are all alike."""
+ELEMENTS_AT_ONCE = 1 << 21
 MAD_TO_SIGMA = 1.4826
 
 
@@ -32,16 +34,24 @@ class Outlying:
 
 
 def figures(down: Tensor, up: Tensor) -> NDArray[np.float64]:
-    """The five `FIGURES` of the change `up @ down` (`[m, r]`, `[r, n]`), none of them formed in full but for its fourth powers."""
+    """The five `FIGURES` of the change `up @ down` (`[m, r]`, `[r, n]`), which is formed a few rows at a time.
+
+    Raises:
+        ValueError: A number is not finite.
+    """
+    if not bool(torch.isfinite(down).all() and torch.isfinite(up).all()):
+        raise ValueError("a factor holds a number that is not finite")
     _, values, _ = factor_spectrum(down, up)
     energy = values**2
     whole = float(energy.sum())
     if whole <= 0.0:
         return np.zeros(len(FIGURES))
     shares = (energy / whole).clamp(min=1e-30)
-    change = up.float() @ down.float()
-    fourth = float(change.double().pow(4).mean())
-    variance = whole / change.numel()
+    elements, step = up.shape[0] * down.shape[1], max(1, ELEMENTS_AT_ONCE // max(1, down.shape[1]))
+    fourth = 0.0
+    for start in range(0, up.shape[0], step):
+        fourth += float((up[start : start + step].double() @ down.double()).square().square().sum()) / elements
+    variance = whole / elements
     return np.array(
         [
             float(values.max()),

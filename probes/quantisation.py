@@ -58,7 +58,7 @@ def explains(sample: Sample, largest: float) -> tuple[str, str]:
     """
     change = sample.after - sample.before
     size = float(change.norm())
-    if not math.isfinite(size) or float((change != 0).float().mean()) < LEAST_SHARE:
+    if not math.isfinite(size) or size <= TINY or float((change != 0).float().mean()) < LEAST_SHARE:
         return "", ""
     if not _likely(sample, largest):
         return _unknown_scheme(sample), ""

@@ -44,8 +44,8 @@ class Readout:
 
     @property
     def chance(self) -> float:
-        """Standard deviations that the furthest of as many tokens reaches by chance, on either side."""
-        return math.sqrt(2.0 * math.log(2.0 * max(2, self.tokens)))
+        """Standard deviations that the furthest of as many tokens in as many directions reaches, on either side, if cosines are Gaussian."""
+        return math.sqrt(2.0 * math.log(2.0 * max(2, self.tokens * self.directions.shape[1])))
 
     def peaks(self) -> tuple[Tensor, Tensor]:
         """Of each direction the tokens that stand furthest out: standard deviations `[m, k]`, furthest first, and rows `[m, k]`."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from shutil import copytree
+
 import numpy as np
 import pytest
 import tiny
 import torch
 from cases import audit
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from cli import app
@@ -68,6 +71,26 @@ def test_a_member_of_the_bank_is_not_held_against_itself(base, bank, tmp_path):
 
     assert result.status is Status.NO_FINDING
     assert next(row for row in result.evidence if row.name == "controls.alike").value == 19
+
+
+def test_a_copy_of_it_in_the_bank_is_not_held_against_it(base, bank, tmp_path):
+    larger = tiny.adapter(base, tmp_path / "larger", modules=["q_proj", "v_proj"], seed=78, r=4, lora_alpha=400)
+    copied = copytree(larger, tmp_path / "more" / "copy")
+    (copied / "README.md").write_text("Another card.", encoding="utf-8")
+    record = audit(base, larger, tmp_path / "run", controls=(str(bank), str(tmp_path / "more")), only=("weights.controls",))
+
+    assert record.results[0].status is Status.FLAGGED
+
+
+def test_a_control_that_is_not_finite_is_named(base, bank, tmp_path):
+    bad = tiny.adapter(base, tmp_path / "more" / "bad", modules=["q_proj", "v_proj"], seed=3, r=4)
+    tensors = load_file(bad / "adapter_model.safetensors")
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, bad / "adapter_model.safetensors")
+    record = audit(base, bank / "clean-03", tmp_path / "run", controls=(str(bank), str(tmp_path / "more")), only=("weights.controls",))
+
+    assert record.results[0].status is Status.INCONCLUSIVE
+    assert "more/bad" in record.results[0].reason
 
 
 def test_without_controls_the_check_is_not_run_and_with_them_diff_runs_it(base, bank, tmp_path):

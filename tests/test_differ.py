@@ -101,6 +101,9 @@ def test_rows_that_change_late_are_thinned_too(monkeypatch):
 
     assert found.thinned == 8
     assert found.rows.tolist() == list(range(64, 512, 8))
+    odd = before.clone()
+    odd[1::2] = changed(before, 6)[1::2]
+    assert profile(before, odd).spectrum.rank == 6  # though no row that changed has an even number
     assert found.spectrum.rank == 6
 
 
@@ -125,3 +128,61 @@ def test_a_cast_is_told_though_most_blocks_did_not_change():
     assert "float16" in profile(before, after).casts
     after[10, 10] = 0.25
     assert "float16" not in profile(before, after).casts
+
+
+@pytest.mark.parametrize("size", [1e20, 1e38])
+@pytest.mark.parametrize("store", [torch.float32, torch.bfloat16])
+def test_a_weight_of_absurd_size_has_figures(size, store):
+    before = weights(64, 80).to(store)
+    after = before.clone()
+    after[3, 5] = size
+
+    found = profile(before, after)
+
+    assert found.change.change_square == pytest.approx(float(after[3, 5].double()) ** 2, rel=1e-6)
+    assert found.kurtosis == pytest.approx(64 * 80, rel=1e-3)  # all of it in one entry
+    assert all(np.isfinite(number) for number in (found.change.relative, found.cosine, found.scaled, found.ulps, found.rescaled))
+    both = profile(after, after)
+    assert (both.change.changed, both.cosine) == (0, pytest.approx(1.0))
+
+
+def test_a_loud_row_does_not_hide_an_adapter():
+    before = weights(512, 512)
+    for loud in (1, 4):
+        louder = before.clone()
+        louder[loud] *= 64.0
+        generator = torch.Generator().manual_seed(1)
+        change = torch.randn(512, 2, generator=generator) @ torch.randn(2, 512, generator=generator)
+        after = (louder.float() + change * (0.05 * before.float().norm() / change.norm())).bfloat16()
+
+        found = profile(louder, after)
+
+        assert (found.spectrum.rank, found.spectrum.capped) == (2, False)
+        assert found.spectrum.bulk == pytest.approx(1.0, abs=0.1)
+
+
+def test_empty_tensors_and_vectors_in_blocks_have_figures():
+    empty = torch.zeros(0, 5)
+    assert profile(empty, empty).change.relative == 0.0
+    vector = torch.ones(1000)
+    meter = Meter(shape=(1, 1000))
+    for start, stop in ((0, 700), (700, 1000)):
+        meter.update(vector[start:stop], vector[start:stop] * 1.5)
+    assert (meter.profile().spectrum, meter.profile().change.changed) == (None, 1000)
+
+
+def test_zeros_under_a_live_adapter_have_finite_sizes():
+    before = weights(64, 80)
+    meter = Meter(shape=(64, 80), rounded=False)
+    meter.update(before, before, -before.float())
+    found = meter.profile()
+    assert np.isfinite(found.ulps)
+    assert found.zeroed == 64 * 80
+
+
+def test_figures_of_a_cast_base_are_of_what_the_cast_leaves():
+    before = torch.randn(64, 80, generator=torch.Generator().manual_seed(0))
+    before[0, 0] = 1e6  # no float16
+    found = profile(before, before.half())
+    assert (found.change.changed, found.kurtosis, found.rescaled) == (0, 0.0, 0.0)
+    assert found.scaled == pytest.approx(1.0, rel=1e-6)

@@ -42,7 +42,7 @@ def test_a_token_that_the_change_was_made_for_is_named(base, tmp_path):
     assert (promotes[0].token, promotes[0].tensor) == (SAID, "model.layers.3.mlp.down_proj.weight")
     assert [row.token for row in moved] == [MOVED]
     assert moved[0].value == pytest.approx(0.5, rel=0.3)
-    assert listens[0].value > 1.5 * found.chance
+    assert listens[0].value > 1.5 * listens[0].chance
     assert found.suspects()[:2] == [listens[0].text.strip(), moved[0].text.strip()]
 
 
@@ -54,7 +54,7 @@ def test_a_change_that_was_made_for_no_token_names_few_and_none_far_out(base, tm
 
     found = read(base, reweighted(base, tmp_path / "turned", turned), tmp_path / "run")
 
-    assert all(row.value < 1.3 * found.chance for row in found.rows)
+    assert all(row.value < 1.3 * row.chance for row in found.rows)
     assert found.of("moved") == []
 
 
@@ -71,8 +71,39 @@ def test_an_adapter_is_read_without_merging(base, tmp_path):
 
     found = read(base, base, tmp_path / "run", adapters=[adapter])
 
-    assert found.tokens == tiny.VOCABULARY
-    assert found.chance == pytest.approx((2 * torch.log(torch.tensor(2.0 * tiny.VOCABULARY))).sqrt().item())
+    assert all(row.value > row.chance > 3.0 and row.tokens == tiny.VOCABULARY for row in found.rows)
+
+
+def test_what_stays_in_a_row_says_nothing_against_the_others(base, tmp_path):
+    """A matrix that writes has all its rows kept, whether or not each of them changed."""
+
+    def but_one(tensors):
+        before = tensors["model.layers.3.mlp.down_proj.weight"][5].clone()
+        planted(tensors)
+        tensors["model.layers.3.mlp.down_proj.weight"][5] = before
+
+    found = read(base, reweighted(base, tmp_path / "planted", but_one), tmp_path / "run")
+
+    assert found.of("promotes")[0].token == SAID
+
+
+def test_rows_that_moved_are_named_below_adapters_too(base, tmp_path):
+    candidate = reweighted(base, tmp_path / "planted", planted)
+    adapter = tiny.adapter(base, tmp_path / "adapter", modules=["q_proj"], r=2)
+
+    found = read(base, candidate, tmp_path / "run", adapters=[adapter])
+
+    assert [row.token for row in found.of("moved")] == [MOVED]
+    assert found.of("listens")[0].token == HEARD
+
+
+@pytest.mark.parametrize("number", [float("nan"), 1e25, 3e38])
+def test_hostile_numbers_leave_the_rest_readable(number, base, tmp_path):
+    def spoil(tensors):
+        planted(tensors)
+        tensors["model.embed_tokens.weight"][3, 0] = number
+
+    assert read(base, reweighted(base, tmp_path / "spoilt", spoil), tmp_path / "run").of("promotes")[0].token == SAID
 
 
 def test_without_a_tokenizer_tokens_have_numbers_only(base, tmp_path):

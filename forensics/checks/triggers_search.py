@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from forensics.case import Case, Check
+from forensics.errors import ForensicsError
 from forensics.gate.supply import WANTED, Supply, Wanted, shortage, supply
 from forensics.prompts import Prompt
 from forensics.record import CheckResult, Evidence, Finding, Status, canonical_json, sha256_text
@@ -82,7 +83,6 @@ def _hunt(case: Case, harmful: Sequence[Prompt], harmless: Sequence[Prompt], cou
     from forensics.hunt.amplify import merge  # heavy: brings torch
     from forensics.hunt.pursuit import Kind, Material, conditional, planted, pursue, survey
     from forensics.hunt.voice import Voice
-    from forensics.readout import readings
 
     tell = case.workbench.progress
     steps = 3
@@ -101,7 +101,7 @@ def _hunt(case: Case, harmful: Sequence[Prompt], harmless: Sequence[Prompt], cou
             harmful=Kind.cut(harmful, seed=2 * case.seed),
             harmless=Kind.cut(harmless, seed=2 * case.seed + 1),
             usual=tuple(sorted({item.reply for side in ("base", "candidate") for item in case.completions(side).values()})),
-            hints=tuple(readings(case).suspects()),
+            hints=_hints(case),
         ),
         seed=case.seed,
         limit=limit,
@@ -117,6 +117,16 @@ def _hunt(case: Case, harmful: Sequence[Prompt], harmless: Sequence[Prompt], cou
     ranked = sorted(sure, key=_telling)
     _keep(case, found, null, ranked)
     return _result(case, ground, found, null, ranked, counts)
+
+
+def _hints(case: Case) -> tuple[str, ...]:
+    """Texts of tokens that the weights name. They help, and no more: weights that cannot be read so are searched without."""
+    from forensics.readout import readings  # heavy: brings torch
+
+    try:
+        return tuple(readings(case).suspects())
+    except (ForensicsError, ValueError, ArithmeticError, RuntimeError, LookupError):
+        return ()
 
 
 def _telling(row: tuple[Confirmation, str]) -> tuple[int, float, int, float]:

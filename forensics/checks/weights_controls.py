@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from forensics.bank import described
+from forensics.bank import described, weights
 from forensics.case import Case, Check
 from forensics.record import CheckResult, Evidence, Finding, Status
 
@@ -44,7 +44,7 @@ def _held_against(case: Case) -> CheckResult:
     (adapter,) = case.adapters
     own, *bank = (
         case.workbench.remembered(f"figures {one.digest}", partial(described, one))
-        for one in (adapter, *(control for control in case.controls if control.digest != adapter.digest))
+        for one in (adapter, *(control for control in case.controls if weights(control) != weights(adapter)))
     )
     if not own:
         reason = "It changes nothing by factors alone, so it has no spectra of theirs."

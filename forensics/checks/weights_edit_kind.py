@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from forensics.case import Case, Check
+from forensics.readout import LONGEST
 from forensics.record import CheckResult, Evidence, Finding, Severity, Status
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def run(case: Case) -> CheckResult:
         status=Status.NO_FINDING if severity == "info" else Status.FLAGGED,
         findings=(finding,),
         evidence=evidence,
-        limits=(f"Of {len(capped)} large matrices only some rows were read for the spectrum.",) if capped else (),
+        limits=(f"Of {len(capped)} large matrices only some rows or columns were read for the spectrum.",) if capped else (),
     )
 
 
@@ -183,7 +184,7 @@ def _evidence(edits: list[TensorEdit], kind: Kind) -> tuple[Evidence, ...]:
 
 def _in_tokens(found: Readings) -> tuple[Evidence, ...]:
     """What the change listens to, makes likelier, and which rows of the vocabulary moved: the tokens that stand furthest out."""
-    chance = f"under {found.chance:.1f}: the furthest of {found.tokens} tokens stands out so far by chance"
+    chance = "under {:.1f}: so far stands the furthest of all tokens in all directions asked, were they Gaussian"
     about: dict[Sort, tuple[str, str, str]] = {
         "listens": ("edit.listens-to", "standard deviations", chance),
         "promotes": ("edit.promotes", "standard deviations", chance),
@@ -191,8 +192,8 @@ def _in_tokens(found: Readings) -> tuple[Evidence, ...]:
     }
     return tuple(
         Evidence(
-            name=name, value=row.value, unit=unit, n=found.tokens, expected=expected,
-            where=f"{row.text!r} (token {row.token}) in {row.tensor}" if row.text else f"token {row.token} in {row.tensor}",
+            name=name, value=row.value, unit=unit, n=row.tokens, expected=expected.format(row.chance),
+            where=f"{row.text[:LONGEST]!r} (token {row.token}) in {row.tensor}" if row.text else f"token {row.token} in {row.tensor}",
         )
         for sort, (name, unit, expected) in about.items() for row in found.of(sort)[:TOKENS_SHOWN]
     )  # fmt: skip
