@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from cases import audit
+from cases import audit, untimed
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -40,7 +40,9 @@ def test_an_adapter_like_the_others_is_no_outlier_and_a_larger_one_is(base, bank
     larger = tiny.adapter(base, tmp_path / "larger", modules=["q_proj", "v_proj"], seed=78, r=4, lora_alpha=400)
 
     ordinary, far = held(base, alike, bank, tmp_path / "one"), held(base, larger, bank, tmp_path / "other")
+    again = held(base, alike, bank, tmp_path / "again")
 
+    assert untimed(again) == untimed(ordinary)
     assert ordinary.status is Status.NO_FINDING
     assert far.status is Status.FLAGGED
     assert far.findings[0].label == "spectral-outlier"
