@@ -9,7 +9,7 @@ layer was made for and that stands far outside of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from forensics.case import Case
@@ -59,9 +59,14 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Readings:
-    """All that was read, the furthest out first."""
+    """All that was read, the furthest out first, and the texts of all tokens that it may be asked about."""
 
     rows: tuple[Reading, ...] = ()
+    texts: dict[int, str] = field(default_factory=dict)
+
+    def name(self, token: int) -> str:
+        """How a token is shown: its text, cut if it is long, or its number."""
+        return self.texts.get(token, "")[:LONGEST] or f"token {token}"
 
     def of(self, sort: Sort) -> list[Reading]:
         """Those of one sort."""
@@ -96,7 +101,8 @@ def _read(case: Case) -> Readings:
             found += [(sort, *row, chance) for row in rows]
     for pair in places.values():
         found += [("moved", row, pair.name, share, 0.0) for row, share in _moved(profiles[pair.name])]
-    texts = token_texts(case.base, sorted({row[1] for row in found}))
+    moved = {row for pair in places.values() for row, _ in profiles[pair.name].moved}
+    texts = token_texts(case.base, sorted({row[1] for row in found} | moved))
     best = [
         Reading(
             sort=sort, token=token, text=texts.get(token, ""), tensor=name, value=value, chance=chance, tokens=embedding.base.shape[0]
@@ -104,7 +110,7 @@ def _read(case: Case) -> Readings:
         for sort, token, name, value, chance in sorted(found, key=lambda row: (-row[3], row[1]))
     ]  # fmt: skip
     kept = [_once(best, sort)[:LISTED] for sort in ("listens", "promotes", "moved")]
-    return Readings(rows=tuple(row for rows in kept for row in rows))
+    return Readings(rows=tuple(row for rows in kept for row in rows), texts=texts)
 
 
 def _once(rows: Sequence[Reading], sort: str) -> list[Reading]:

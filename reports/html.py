@@ -12,7 +12,7 @@ from markupsafe import Markup
 from forensics.record import Action, CheckResult, Evidence, Item, Rule, Status
 from forensics.runfolder import SavedRun, disk_error, write_text
 from forensics.verdict import detectable_name
-from reports.edits import spectra
+from reports.edits import spectra, tokens
 from reports.figures import Drawing, drop_name, refusal_drops, weight_map
 from reports.hunting import ARMS, Finalist, finalists, search_against_null
 from reports.inside import layer_curves, projections
@@ -69,6 +69,7 @@ class Section:
     drops: Drawing | None
     weights: Drawing | None
     spectra: Drawing | None
+    tokens: Drawing | None
     projections: Drawing | None
     curves: Drawing | None
     search: Drawing | None
@@ -127,6 +128,7 @@ def _section(saved: SavedRun, configuration: str) -> Section:
         drops=refusal_drops(behaviour, _bands(saved)) if behaviour else None,
         weights=weight_map(saved, configuration),
         spectra=spectra(saved, configuration),
+        tokens=tokens(saved, configuration),
         projections=projections(saved, configuration),
         curves=layer_curves(saved, configuration),
         search=search_against_null(saved, configuration),

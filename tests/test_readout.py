@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from cases import open_case, reweighted
+from cases import audit, open_case, reweighted
 
 from forensics.hunt.stages import pairs
 from forensics.readout import readings
+from forensics.runfolder import load_run
 from probes.readout import Readout
+from reports.html import render
 
 HEARD, SAID, MOVED = 74, 45, 80
 
@@ -142,3 +144,19 @@ def test_hints_are_tried_alone_and_in_pairs():
 
     assert tried[:40] == hints
     assert len(tried) == len(set(tried)) == 40 + 16 * 15
+
+
+def test_the_page_shows_the_tokens_and_reads_none_as_a_formula(base, tmp_path):
+    def hostile(tensors):
+        planted(tensors)
+        tensors["model.embed_tokens.weight"][3] *= 1.5  # the token "$", which would begin a formula
+
+    candidate = reweighted(base, tmp_path / "planted", hostile)
+    for name, other in (("changed", candidate), ("same", base)):
+        audit(base, other, tmp_path / name, only=("weights.edit-kind",), max_cost="weights")
+
+    pages = {name: render(load_run(str(tmp_path / name))) for name in ("changed", "same")}
+
+    assert "Weights: tokens in the change" in pages["changed"]
+    assert "listened to (std. deviations): k" in pages["changed"]
+    assert "tokens in the change" not in pages["same"]

@@ -29,6 +29,7 @@ import numpy as np
 from forensics.case import Case, Check
 from forensics.readout import LONGEST
 from forensics.record import CheckResult, Evidence, Finding, Severity, Status
+from forensics.roles import VOCABULARY
 
 if TYPE_CHECKING:
     from forensics.readout import Readings, Sort
@@ -57,8 +58,9 @@ def run(case: Case) -> CheckResult:
 
     edits = tensor_edits(case)
     kind = _by_factors(case, edits, classify(edits, _surroundings(case)))
-    _keep(case, edits)
-    evidence = (*_evidence(edits, kind), *_of_adapters(case), *_in_tokens(readings(case)))
+    tokens = readings(case)
+    evidence = (*_evidence(edits, kind), *_of_adapters(case), *_in_tokens(tokens))
+    _keep(case, edits, tokens)
     severity = SEVERITIES.get(kind.label, "info")
     finding = Finding(
         id=f"{ID}/{kind.label}",
@@ -199,13 +201,14 @@ def _in_tokens(found: Readings) -> tuple[Evidence, ...]:
     )  # fmt: skip
 
 
-def _keep(case: Case, edits: list[TensorEdit]) -> None:
+def _keep(case: Case, edits: list[TensorEdit], tokens: Readings) -> None:
     values = np.zeros((len(edits), KEPT_VALUES))
     for row, one in zip(values, edits, strict=True):
         if one.profile.spectrum is not None:
             shown = one.profile.spectrum.values[:KEPT_VALUES].numpy()
             row[: len(shown)] = shown
     spectra = [one.profile.spectrum for one in edits]
+    moved = [(row, share, one.role) for one in edits if one.role in VOCABULARY for row, share in one.profile.moved]
     case.keep_arrays(
         ID,
         {
@@ -222,6 +225,13 @@ def _keep(case: Case, edits: list[TensorEdit]) -> None:
             "edge": np.array([found.edge if found else 0.0 for found in spectra]),
             "bulk": np.array([found.bulk if found else 0.0 for found in spectra]),
             "values": values,
+            "moved_row": np.array([row for row, _, _ in moved], dtype=int),
+            "moved_share": np.array([share for _, share, _ in moved], dtype=float),
+            "moved_name": np.array([f"{tokens.name(row)} ({role})" for row, _, role in moved], dtype=np.str_),
+            "token_sort": np.array([row.sort for row in tokens.rows], dtype=np.str_),
+            "token_name": np.array([tokens.name(row.token) for row in tokens.rows], dtype=np.str_),
+            "token_value": np.array([row.value for row in tokens.rows], dtype=float),
+            "token_chance": np.array([row.chance for row in tokens.rows], dtype=float),
         },
     )
 
