@@ -164,12 +164,16 @@ def test_a_difference_between_other_layers_is_not_amplified(in_place, folders, m
     kind = Kind(search=tuple(many(4)), screening=tuple(many(2)), held_out=tuple(many(2)))
     field = pursuit.Field(
         candidate=sides[0], base=sides[1], openings=Openings(refusing=(1,), answering=(2,)), seed=0, limit=100, in_place=in_place,
-        given=pursuit.Material(harmful=kind, harmless=kind, usual=("no",)), steady=kind.search,
+        given=pursuit.Material(harmful=kind, harmless=kind, usual=("no",), hints=("walnut",)), steady=kind.search,
     )  # fmt: skip
     seen = []
-    monkeypatch.setattr(pursuit, "search", lambda contrast, seed: seen.append(contrast.duel) or ([], []))
+    hinted = []
+    monkeypatch.setattr(
+        pursuit, "search", lambda contrast, seed, hints: seen.append(contrast.duel) or hinted.append((seed, hints)) or ([], [])
+    )
 
     found = pursuit.pursue(field, "search", contrast.straight)
 
     assert found.amplified is in_place
+    assert hinted == [(0, ("walnut",))]
     assert (len(seen[0].scouts), seen[0].faint is not None) == ((1, True) if in_place else (0, False))
