@@ -13,7 +13,7 @@ from cases import found as finding
 from forensics import audit as conductor
 from forensics.checkpoint import open_checkpoint
 from forensics.checks import all_checks
-from forensics.errors import BadInput, ForensicsError, ToolFailed
+from forensics.errors import BadInput, ToolFailed
 from forensics.policy import load_policy
 from forensics.record import Action, Status
 from forensics.runfolder import RunFolder
@@ -99,8 +99,10 @@ def test_a_token_that_swallows_a_common_word_changes_meaning(how, prompts, tmp_p
 def test_a_tokenizer_that_cannot_be_loaded_is_not_called_the_same(tmp_path):
     broken = edited(BASE, tmp_path / "broken", files={"tokenizer.json": '{"truncation": 5}'})
 
-    with pytest.raises(ForensicsError, match="cannot be loaded"):
-        looked_at(broken, tmp_path / "run")
+    result = looked_at(broken, tmp_path / "run")
+
+    assert result.status in (Status.INCONCLUSIVE, Status.FLAGGED)
+    assert "cannot be loaded" in result.reason
 
 
 def test_a_template_that_an_adapter_brings_is_looked_at(tmp_path):
