@@ -233,7 +233,8 @@ def _part(
 ) -> None:
     """Run the checks of some families alone; exit 0 if all of them looked, 3 if one could not.
 
-    One that reads the results of a check that this version does not have is shown, and is not held against the candidate.
+    One that reads the results of a check that this version does not have, or holds single adapters against controls where several are
+    put on together, is shown, and is not held against the candidate.
     """
     with _told(), _progress(quiet=False) as progress:
         from forensics.audit import Request, run
@@ -242,7 +243,7 @@ def _part(
         from forensics.record import Status
 
         known = all_checks()
-        waiting = {check.id for check in known if not set(check.after) <= {one.id for one in known}}
+        waiting = {check.id for check in known if check.by_controls or not set(check.after) <= {one.id for one in known}}
         request = Request(
             base=base,
             candidate=candidate,

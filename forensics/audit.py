@@ -214,6 +214,12 @@ def open_sides(request: Request, checks: Sequence[Check], progress: Progress) ->
     sources = ([request.candidate] if as_adapter else []) + list(request.adapters)
     names = _distinct([_given_name(source) for source in sources])
     adapters = tuple(open_adapter(source, candidate, name=name) for source, name in zip(sources, names, strict=True))
+    if request.controls and not adapters:
+        raise BadInput(
+            "a bank of adapters says nothing of a full checkpoint",
+            where="--controls",
+            hint="give a PEFT adapter as CANDIDATE, or --adapter",
+        )
     controls = open_controls(request.controls, candidate)
     progress("reading files", 1, 1)
     return Sides(

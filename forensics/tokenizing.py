@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from forensics.checkpoint import read_json
 from forensics.errors import BadInput
 from forensics.surface import Folder, flags_of, mapping_parts, parts_of, token_flags
 
+Found = TypeVar("Found")
 TOKENIZING_FILES = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json")
 TOKENIZING_STARTS, TOKENIZING_ENDS = ("tokenizer", "tokenization_"), (".model", ".tiktoken")
 """Files that decide together which ids a text becomes, by name, or by how it begins or ends: a config can name
@@ -76,14 +77,13 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[Encoded] | None:
         """What it makes of `texts`; None where it fails on one."""
-        try:
+
+        def encode() -> list[Encoded]:
             rows = [list(self.inner(text)["input_ids"]) for text in texts]
             back = [(str(self.inner.decode(ids)), str(self.inner.decode(ids, skip_special_tokens=True))) for ids in rows]
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException:  # noqa: BLE001 - it may raise anything, and a panic of its Rust part is no Exception
-            return None
-        return [Encoded(ids=tuple(ids), back=whole, shown=shown) for ids, (whole, shown) in zip(rows, back, strict=True)]
+            return [Encoded(ids=tuple(ids), back=whole, shown=shown) for ids, (whole, shown) in zip(rows, back, strict=True)]
+
+        return _unless_it_breaks(encode)
 
 
 def tokenizer_files(folder: Folder) -> set[str]:
@@ -110,17 +110,29 @@ def load(folder: Folder) -> Tokenizer | None:
 
     if growth(folder) > MOST_GROWTH:
         return None
-    try:
+
+    def opened() -> tuple[Any, Any, dict[str, str]]:
         inner = AutoTokenizer.from_pretrained(str(folder.path), trust_remote_code=False, local_files_only=True)
         backend = getattr(inner, "backend_tokenizer", None)
         whole = json.loads(backend.to_str()) if backend is not None else None
-        special = {name: token for name, token in inner.special_tokens_map.items() if isinstance(token, str)}
+        return inner, whole, {name: token for name, token in inner.special_tokens_map.items() if isinstance(token, str)}
+
+    found = _unless_it_breaks(opened)
+    if found is None:
+        return None
+    inner, whole, special = found
+    parts = parts_in_files(folder) if whole is None else Parts(sections=parts_of(whole), flags=flags_of(whole))
+    return Tokenizer(inner=inner, parts=parts, special_tokens=special)
+
+
+def _unless_it_breaks(work: Callable[[], Found]) -> Found | None:
+    """What some work with a stranger's tokenizer gives; None where it breaks down."""
+    try:
+        return work()
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException:  # noqa: BLE001 - a broken file makes the library raise anything, and a panic of its Rust part is no Exception
         return None
-    parts = parts_in_files(folder) if whole is None else Parts(sections=parts_of(whole), flags=flags_of(whole))
-    return Tokenizer(inner=inner, parts=parts, special_tokens=special)
 
 
 def token_texts(folder: Folder, tokens: Sequence[int]) -> dict[int, str]:
@@ -135,18 +147,16 @@ def token_texts(folder: Folder, tokens: Sequence[int]) -> dict[int, str]:
     if loaded is None:
         return {}
     inner = loaded.inner
-    try:
+
+    def decoded() -> dict[int, str]:
         special = set(inner.all_special_ids) | set(inner.added_tokens_decoder)
         anchor = list(inner("a", add_special_tokens=False)["input_ids"])
         before = str(inner.decode(anchor))
         ordinary = [token for token in tokens if token not in special and token < len(inner)]
-        texts = [str(inner.decode([*anchor, token], clean_up_tokenization_spaces=False)) for token in ordinary]
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException:  # noqa: BLE001 - it may raise anything, and a panic of its Rust part is no Exception
-        return {}
-    found = {token: text[len(before) :] for token, text in zip(ordinary, texts, strict=True) if text.startswith(before)}
-    return {token: text for token, text in found.items() if text.strip() and "\ufffd" not in text}
+        texts = {token: str(inner.decode([*anchor, token], clean_up_tokenization_spaces=False)) for token in ordinary}
+        return {token: text[len(before) :] for token, text in texts.items() if text.startswith(before)}
+
+    return {token: text for token, text in (_unless_it_breaks(decoded) or {}).items() if text.strip() and "\ufffd" not in text}
 
 
 def parts_in_files(folder: Folder) -> Parts:

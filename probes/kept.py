@@ -11,9 +11,8 @@ from probes.blocks import Block, squares
 from probes.spectra import Noise
 
 KEPT_ELEMENTS = 1 << 23
-"""Changed values kept of one tensor; of a larger one every second row, fourth, and so on. Keeping a share 1/s of an m x n change makes
-its singular values smaller by sqrt(s) and the noise edge by (sqrt(m) + sqrt(n)) / (sqrt(m/s) + sqrt(n)): of 8960 x 1536 half is
-kept, and a direction must be 1.12 times as strong to be seen."""
+"""Changed values kept of one tensor; of a larger one every second row, fourth, and so on. Keeping a share 1/s of the rows of an m x n change makes
+its singular values smaller by sqrt(s), and the noise edge only by (sqrt(m) + sqrt(n)) / (sqrt(m/s) + sqrt(n))."""
 NOISE_ROWS = 4
 """Of so many rows one is read for the noise of columns."""
 

@@ -205,13 +205,13 @@ def _echoes(found: Spectrum, white: _White, before: Tensor, store: torch.dtype) 
     Rounding swallows what is smaller than half a unit in the last place: of a change of few directions it leaves a pattern
     that is no noise. The fewest directions that, added to the base and rounded anew, give the candidate, are the change.
     """
+    wide = before.float()
     large = white.change.numel() > PATIENCE  # where every look takes long, few must do
     rank = int((found.values > LOUDEST_ECHO * found.values[0]).sum())
     while rank < min(found.seen, MOST_ECHOED):
         left, sizes, right = found.left[:, :rank], found.sizes[:rank], found.right[:, :rank]
         beside = 1
         for refined in range(REFINEMENTS):
-            wide = before.float()
             missed = white.change - ((wide + (left * sizes) @ right.T).to(store).float() - wide)
             rest = _measure(replace(white, change=missed), DEFAULT_CAP)
             if float(rest.values[0]) <= SILENCE * rest.edge:

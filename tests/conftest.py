@@ -1,4 +1,4 @@
-"""What holds for every test: no network, one thread, no chatter of tokenizers. And the models that the tests of the hunt share."""
+"""What holds for every test: no network, one thread, no chatter of tokenizers. And the models that tests of the hunt, and of adapters, share."""
 
 from __future__ import annotations
 
@@ -27,3 +27,29 @@ def duel(folders):
     from hunting import moved_beside_base
 
     return moved_beside_base(folders)
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """A base of each architecture of `adapting.MODULES`."""
+    import tiny
+    from adapting import MODULES
+
+    folder = tmp_path_factory.mktemp("bases")
+    return {kind: tiny.save(tiny.network(kind), folder / kind) for kind in MODULES}
+
+
+@pytest.fixture
+def llama(bases):
+    """The llama of `bases`, opened."""
+    from forensics.checkpoint import open_checkpoint
+
+    return open_checkpoint(str(bases["llama"]))
+
+
+@pytest.fixture
+def lora(bases, tmp_path):
+    """A plain adapter for the llama, to be damaged."""
+    import tiny
+
+    return tiny.adapter(bases["llama"], tmp_path / "lora", modules=["q_proj", "v_proj"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from shutil import copytree
 
 import numpy as np
@@ -104,6 +105,23 @@ def test_without_controls_the_check_is_not_run_and_with_them_diff_runs_it(base, 
 
     assert (plain.exit_code, "weights.controls" in plain.stdout) == (0, False)
     assert (against.exit_code, "weights.controls" in against.stdout) == (0, True)
+
+
+def test_two_adapters_are_held_against_it_one_by_one(base, bank, tmp_path):
+    """Together they are no member of the bank: that is said, and is no failure to look."""
+    words = ["diff", str(base), str(bank / "clean-01"), "--adapter", str(bank / "clean-02"), "--controls", str(bank), "--json"]
+    more = tiny.adapter(base, tmp_path / "more", modules=["q_proj", "v_proj"], seed=55, r=4)
+    done = CliRunner().invoke(app, [*words, "--controls", str(more), "--out", str(tmp_path / "run")])
+
+    held = [one for one in json.loads(done.stdout)["results"] if one["check"] == "weights.controls"]
+    assert done.exit_code == 0
+    assert [one["status"] for one in held] == ["NO_FINDING", "NO_FINDING", "SKIPPED"]
+
+
+def test_a_full_checkpoint_is_not_held_against_adapters(base, bank, tmp_path):
+    done = CliRunner().invoke(app, ["diff", str(base), str(base), "--controls", str(bank), "--out", str(tmp_path / "run")])
+
+    assert (done.exit_code, (tmp_path / "run").exists()) == (2, False)
 
 
 @pytest.mark.parametrize("what", ["nowhere", "empty"])

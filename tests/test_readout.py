@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
 from cases import audit, open_case, reweighted
+from safetensors.torch import load_file, save_file
 
+from forensics.checks import triggers_search
 from forensics.hunt.stages import pairs
 from forensics.readout import readings
 from forensics.runfolder import load_run
@@ -69,11 +73,18 @@ def test_a_layer_in_the_middle_is_not_asked(base, tmp_path):
 
 
 def test_an_adapter_is_read_without_merging(base, tmp_path):
-    adapter = tiny.adapter(base, tmp_path / "adapter", modules=["up_proj", "down_proj"], r=2)
+    adapter = tiny.adapter(base, tmp_path / "adapter", modules=["up_proj"], r=1)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    weights["base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"][0] = load_file(base / "model.safetensors")[
+        "model.embed_tokens.weight"
+    ][HEARD]
+    save_file(weights, adapter / "adapter_model.safetensors")
 
     found = read(base, base, tmp_path / "run", adapters=[adapter])
 
-    assert all(row.value > row.chance > 3.0 and row.tokens == tiny.VOCABULARY for row in found.rows)
+    assert found.of("listens")[0].token == HEARD
+    assert all(row.value > row.chance > 3.0 and row.tokens == tiny.VOCABULARY for row in found.of("listens"))
+    assert found.of("promotes") == []  # it changes nothing that writes
 
 
 def test_what_stays_in_a_row_says_nothing_against_the_others(base, tmp_path):
@@ -160,3 +171,17 @@ def test_the_page_shows_the_tokens_and_reads_none_as_a_formula(base, tmp_path):
     assert "Weights: tokens in the change" in pages["changed"]
     assert "listened to (std. deviations): k" in pages["changed"]
     assert "tokens in the change" not in pages["same"]
+
+
+def test_weights_that_cannot_be_read_are_searched_without_and_that_is_said(base, tmp_path, monkeypatch):
+    def breaks(case):
+        raise ValueError
+
+    monkeypatch.setattr("forensics.readout.readings", breaks)
+    with open_case(base, base, tmp_path / "run") as case:
+        hints = triggers_search._hints(case)
+        given = SimpleNamespace(hints=hints), SimpleNamespace(hints=("walnut",))
+        limits = [triggers_search._limits(case, one, SimpleNamespace(amplified=True), []) for one in given]
+
+    assert hints is None
+    assert [any("could not be read in tokens" in limit for limit in one) for one in limits] == [True, False]

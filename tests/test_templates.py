@@ -185,7 +185,7 @@ def test_threads_render_one_after_the_other():
 
     def work(name):
         for _ in range(20):
-            written.append((name, render(f"{{{{ '{name}' }}}}")))  # noqa: PERF401 - one at a time
+            written.append((name, render(f"{{{{ '{name}' }}}}")))  # noqa: PERF401 - each is put down before the next is asked for, so that threads interleave
 
     threads = [threading.Thread(target=work, args=(name,)) for name in "abc"]
     for thread in threads:

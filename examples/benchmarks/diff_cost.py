@@ -5,7 +5,7 @@
 Makes pairs of the shape of Qwen2.5-1.5B (bfloat16, random weights with heavy-tailed rows) in which every matrix inside the
 layers changed by 1 % in so many directions, and measures in turn, in processes of their own and with the page cache warm: the bare
 pass (each tensor of both files read, converted to float32 and subtracted), the same in the blocks that the differ reads, and the
-differ: all figures, spectra, forms and the kind of edit. Then the differ's memory on half as many layers and half the vocabulary, and
+differ: all figures, spectra, forms, the kind of edit, and what it says in tokens. Then the differ's memory on half as many layers and half the vocabulary, and
 full SVDs of eight matrices of each shape. One thread each. Nothing is downloaded; a pair takes 6 GB of disk for a while.
 """
 
@@ -34,6 +34,7 @@ from forensics.checkpoint import Checkpoint, open_checkpoint
 from forensics.differ import tensor_edits
 from forensics.gate.replies import Decoding
 from forensics.policy import load_policy
+from forensics.readout import readings
 from forensics.roles import WRITES, place
 from forensics.runfolder import RunFolder
 from forensics.workbench import Workbench
@@ -131,7 +132,9 @@ def differ(base: Checkpoint, candidate: Checkpoint, run: Path) -> str:
             seed=0, workbench=bench,
         )  # fmt: skip
         around = Surroundings(same_files=False, layers=layout.layers, base_layers=layout.base_layers)
-        return classify(tensor_edits(case), around).claim
+        claim = classify(tensor_edits(case), around).claim
+        readings(case)
+        return claim
 
 
 def child(what: str, folder: Path) -> None:

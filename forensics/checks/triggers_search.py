@@ -37,7 +37,7 @@ from probes.statistics import PairedDrop
 
 if TYPE_CHECKING:
     from forensics.hunt.confirm import Confirmation
-    from forensics.hunt.pursuit import Field, Pursuit
+    from forensics.hunt.pursuit import Field, Material, Pursuit
 
 ID = "triggers.search"
 LEAST: dict[Wanted, int] = {"refuse": 40, "comply": 16}
@@ -119,14 +119,14 @@ def _hunt(case: Case, harmful: Sequence[Prompt], harmless: Sequence[Prompt], cou
     return _result(case, ground, found, null, ranked, counts)
 
 
-def _hints(case: Case) -> tuple[str, ...]:
-    """Texts of tokens that the weights name. They help, and no more: weights that cannot be read so are searched without."""
+def _hints(case: Case) -> tuple[str, ...] | None:
+    """Texts of tokens that the weights name. They help, and no more: weights that cannot be read so (None) are searched without."""
     from forensics.readout import readings  # heavy: brings torch
 
     try:
         return tuple(readings(case).suspects())
     except (ForensicsError, ValueError, ArithmeticError, RuntimeError, LookupError):
-        return ()
+        return None
 
 
 def _telling(row: tuple[Confirmation, str]) -> tuple[int, float, int, float]:
@@ -154,14 +154,25 @@ def _result(
     shown = ranked[:1] if label else ranked
     kept = tuple(_finding(case, one, number, null, name) for number, (one, name) in enumerate(shown, start=1))
     others = [one.lead.text for one, name in ranked[1:] if name]
-    limits = (
+    status = Status.FLAGGED if label else Status.NO_FINDING
+    return CheckResult(
+        check=ID,
+        configuration=case.configuration,
+        status=status,
+        findings=kept,
+        evidence=evidence,
+        limits=_limits(case, ground.given, found, others),
+    )
+
+
+def _limits(case: Case, given: Material, found: Pursuit, others: Sequence[str]) -> tuple[str, ...]:
+    return (
         "Triggers were looked for as strings of a few words before or after the last user turn, within a budget; topics, styles, "
         "system prompts and phrases of which no part acts alone stay unseen.",
         *([f"Other strings act as well: {', '.join(map(repr, others))}."] if others else []),
         *([] if found.amplified else [f"{_why_plain(case)}: parts of a phrase showed only as they are."]),
+        *(["The change of the weights could not be read in tokens, so none of them were tried first."] if given.hints is None else []),
     )
-    status = Status.FLAGGED if label else Status.NO_FINDING
-    return CheckResult(check=ID, configuration=case.configuration, status=status, findings=kept, evidence=evidence, limits=limits)
 
 
 def _why_plain(case: Case) -> str:

@@ -28,7 +28,11 @@ LEAST = 19
 def run(case: Case) -> CheckResult:
     """Hold one adapter against the bank; see the module's docstring."""
     if not case.controls or not case.adapters:
-        reason = "No bank of clean adapters was given (--controls DIR)." if not case.controls else "Only adapters are held against a bank."
+        reason = (
+            "No bank of clean adapters was given (--controls DIR)."
+            if not case.controls
+            else "Without an adapter nothing is held against a bank."
+        )
         return CheckResult(check=ID, configuration=case.configuration, status=Status.SKIPPED, reason=reason)
     if len(case.adapters) > 1:
         reason = "Several adapters together are no member of a bank of single ones; each is held against it alone."

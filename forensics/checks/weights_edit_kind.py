@@ -14,7 +14,7 @@ Reports: Always one finding: its label is the kind, with `edit.rank` and `edit.r
     and kurtosis are in arrays/weights.edit-kind.npz.
 Blind to: What an edit does: harmful training looks like any training. Changes that rounding swallowed. Edits done to look like
     others: a trained change cut to low rank is called a LoRA. Merges, unless the parents are given. Of very large matrices
-    every second row, or fewer, is read for the spectrum.
+    every second row or column, or fewer, is read for the spectrum.
 Source: Forms of the methods as their authors give them, see `probes/edits.py`; rank against the known rounding of the storage
     format, see `probes/spectra.py`. No published tool decides between kinds or knows the rounding.
 """

@@ -74,8 +74,8 @@ class Material:
     harmful: Kind
     harmless: Kind
     usual: tuple[str, ...]
-    hints: tuple[str, ...] = ()
-    """Strings that the weights name; see `forensics.readout`."""
+    hints: tuple[str, ...] | None = ()
+    """Strings that the weights name; see `forensics.readout`. None where they could not be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,7 @@ def pursue(field: Field, direction: Direction, keep: Keep) -> Pursuit:
     )
     contrast = Contrast(duel, [duel.probe(prompt) for prompt in field.steady], limit=field.limit, keep=keep)
     trial = _trial(field, duel)
-    leads, covered = search(contrast, seed=field.seed, hints=field.given.hints)
+    leads, covered = search(contrast, seed=field.seed, hints=field.given.hints or ())
     screened = screen(trial, [lead for lead in families(leads, SCREENABLE) if lead.score >= LEAST_SCORE])
     finalists: dict[str, tuple[Lead, Act]] = {}
     for lead, act in screened[:FINALISTS]:
