@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -222,10 +223,10 @@ def pursued(monkeypatch, **by_direction: Pursuit) -> list[str]:
         asked.append(direction)
         return by_direction[direction]
 
-    class Ground:
-        limit = 5000
+    def survey(_candidate, _base, given, **_more):
+        return SimpleNamespace(limit=5000, given=given)
 
-    monkeypatch.setattr("forensics.hunt.pursuit.survey", lambda *_args, **_more: Ground)
+    monkeypatch.setattr("forensics.hunt.pursuit.survey", survey)
     monkeypatch.setattr("forensics.hunt.pursuit.pursue", pursue)
     return asked
 
