@@ -192,7 +192,7 @@ def test_without_a_causal_direction_there_is_nothing_to_follow(lab, monkeypatch)
 @pytest.mark.slow
 def test_where_first_tokens_do_not_tell_replies_are_scored(lab, monkeypatch):
     monkeypatch.setattr("probes.refusal.OPENINGS_APART", 1.1)
-    monkeypatch.setattr("forensics.steering.RANDOM_BY_REPLIES", 3)
+    monkeypatch.setattr("forensics.carriers.RANDOM_BY_REPLIES", 3)
     monkeypatch.setattr(lab.case.workbench, "_memory", {})
 
     result = lab.look(direction, "by-replies", ORGANISMS / "abliterated")

@@ -65,6 +65,7 @@ FLOORS = (
         "gate.replies",
         "gate.supply",
         "steering",
+        "carriers",
         "directions",
         "workbench",
         "continuation",
