@@ -223,6 +223,16 @@ def test_models_that_never_refuse_are_inconclusive_and_told_how_many_prompts_it_
     assert curves.find("drift.onset.harmful").value == 0
 
 
+def test_a_base_that_hardly_refuses_anything_never_had_a_direction(tmp_path):
+    base = tiny.save(tiny.network(), tmp_path / "base")
+    candidate = tiny.nudge(base, tmp_path / "candidate")
+
+    result = run_tiny(direction, base, candidate, tmp_path, tiny_prompts(tmp_path / "p.jsonl", 96))
+
+    assert (result.status, [finding.label for finding in result.findings]) == (Status.INCONCLUSIVE, ["never-there"])
+    assert "refuses none of the 48" in result.reason
+
+
 def test_identical_models_that_never_refuse_have_lost_nothing(tmp_path):
     base = tiny.save(tiny.network(), tmp_path / "base")
 
