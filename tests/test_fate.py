@@ -34,6 +34,8 @@ def own(**changes):
         (MUTE | {"own": own()}, "intact"),
         (MUTE | {"own": own(causal=False)}, "turned"),
         (MUTE, "turned"),
+        (MUTE | {"gain": 0.05, "own": own(causal=False)}, "erased-from-weights"),  # it refuses, but not by that
+        (MUTE | {"gain": 0.3, "own": own(causal=False)}, "turned"),
     ],
 )
 def test_what_became_of_a_direction(changes, label):
