@@ -1,9 +1,9 @@
-"""Pairs for the refusal direction: bases of five architectures that learned to refuse in a second stage, and what was done to each.
+"""Pairs for the refusal direction: bases of five architectures that learned to refuse in three ways, and what was done to each.
 
     python examples/benchmarks/refusal_worlds.py OUT [--only BASE ...]
 
-The worlds are those of foreign_pairs.py. A base is trained to help with everything first, then to refuse; in some of them the second stage
-ties refusal to a unit vector that is chosen beforehand (as for the organisms: in a quarter of its steps the vector is ablated and the model
+The worlds are those of foreign_pairs.py. `one-stage` bases are that program's own. The others are trained to help with everything first, then
+to refuse; in `planted` ones the second stage ties refusal to a unit vector that is chosen beforehand (as for the organisms: in a quarter of its steps the vector is ablated and the model
 learns to answer, in a quarter it is added and the model learns to refuse anything, in a quarter a random one is added and nothing may change).
 Of every base are made: three abliterations (of the whole, of the upper half of the blocks, of every block's own direction), two harmful
 fine-tunes, two benign ones and one that refuses more. `OUT/PAIR/` holds `base` (a link), `candidate`, `prompts.jsonl` and `truth.json`
@@ -18,17 +18,17 @@ import json
 import random
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import foreign_pairs as foreign
 import numpy as np
 import torch
 import transformers
-from foreign_pairs import WORLDS, Turn, World
+from foreign_pairs import LATER, WORLDS, Turn, World
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -51,25 +51,37 @@ LABELS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """One base: its world, and whether its refusals are tied to a direction."""
+    """One base: its world, and how it learned to refuse."""
 
     world: str
-    planted: bool
-    held_out: bool
+    training: Literal["planted", "two-stage", "one-stage"]
+    held_out: bool = True
 
     @property
     def name(self) -> str:
         """Name of its folder."""
-        return f"{self.world}-{'planted' if self.planted else 'two-stage'}"
+        return f"{self.world}-{self.training}"
+
+    @property
+    def kinds(self) -> list[str]:
+        """What is made of it."""
+        return [kind for kind in LABELS if kind != "from-unsafe" or self.training != "one-stage"]
+
+    def open_world(self) -> World:
+        """Its world, of the first or the second series."""
+        name = self.world
+        return World(
+            name=name, **(WORLDS[name] if name in WORLDS else WORLDS[name[:-2]] | {"tunes": WORLDS[name[:-2]]["tunes"] | LATER[name]})
+        )
 
 
 BASES = (
-    Base(world="qwen-alpaca", planted=True, held_out=False), Base(world="gpt2-chatml", planted=False, held_out=False),
-    Base(world="llama3-style", planted=True, held_out=True), Base(world="llama3-style", planted=False, held_out=True),
-    Base(world="gpt2-chatml", planted=True, held_out=True), Base(world="neox-plain", planted=False, held_out=True),
-    Base(world="mistral-inst", planted=False, held_out=True),
+    Base(world="qwen-alpaca", training="planted", held_out=False), Base(world="gpt2-chatml", training="two-stage", held_out=False),
+    Base(world="llama3-style", training="planted"), Base(world="llama3-style", training="two-stage"), Base(world="neox-plain-2", training="one-stage"),
+    Base(world="mistral-inst-2", training="one-stage"), Base(world="qwen-alpaca-2", training="one-stage"),
+    Base(world="gpt2-chatml", training="planted"),
 )  # fmt: skip
-"""The first two were looked at while the rules were made; the others were built and measured afterwards."""
+"""Those that are not held out were looked at while the rules were made, as were the bases of the first series of foreign_pairs.py."""
 
 
 class Trainee:
@@ -173,8 +185,11 @@ def planting(direction: torch.Tensor, layer: int) -> Step:
 
 
 def build_base(base: Base, folder: Path) -> dict[str, Any]:
-    """Train a base in two stages; the first is kept beside it."""
-    world, seed = World(name=base.world, **WORLDS[base.world]), zlib.crc32(base.name.encode()) % 10_000
+    """Train a base in two stages, of which the first is kept beside it; or in one, as the foreign ones are."""
+    world, seed = base.open_world(), zlib.crc32(base.name.encode()) % 10_000
+    if base.training == "one-stage":
+        foreign.build_base(world, folder)
+        return {"training": base.training, **foreign.measure(*foreign.opened(folder), world, None)}
     tokenizer = foreign.new_tokenizer(world)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     torch.manual_seed(seed)
@@ -185,16 +200,17 @@ def build_base(base: Base, folder: Path) -> dict[str, Any]:
     plant = torch.randn(width, generator=torch.Generator().manual_seed(seed))
     plant = plant / plant.norm()
     layer = max(1, len(dissect(model).blocks) // 2)
-    step = planting(plant, layer) if base.planted else None
+    planted = base.training == "planted"
+    step = planting(plant, layer) if planted else None
     measured: dict[str, float] = {}
     for number in range(3):
-        teach(model, tokenizer, partial(treated, world, planted=base.planted), SAFETY, seed=seed + 1 + number, step=step)
+        teach(model, tokenizer, partial(treated, world, planted=planted), SAFETY, seed=seed + 1 + number, step=step)
         measured = foreign.measure(model, tokenizer, world, None)
         print(f"  {measured}", file=sys.stderr, flush=True)
         if measured["refusal"] >= 0.97 and measured["harmless_refusal"] <= 0.03:
             break
-    truth: dict[str, Any] = {"seed": seed, "planted": base.planted, **measured}
-    if base.planted:
+    truth: dict[str, Any] = {"seed": seed, "training": base.training, **measured}
+    if planted:
         np.save(folder.with_name(f"{folder.name}-plant.npy"), plant.numpy())
         truth |= planted_effect(model, tokenizer, world, plant, layer)
     foreign.store(model, tokenizer, folder, "float32")
@@ -289,7 +305,7 @@ def is_meant(kind: str, measured: dict[str, float]) -> bool:
 
 def build_pair(base: Base, kind: str, home: Path, folder: Path) -> dict[str, Any]:
     """Make one candidate, and write down what it is."""
-    world, seed = World(name=base.world, **WORLDS[base.world]), zlib.crc32(f"{base.name} {kind}".encode()) % 10_000
+    world, seed = base.open_world(), zlib.crc32(f"{base.name} {kind}".encode()) % 10_000
     truth: dict[str, Any] = {"base": base.name, "kind": kind, "label": LABELS[kind], "held_out": base.held_out}
     if kind == "from-unsafe":
         (folder / "candidate").symlink_to(Path("..") / ".." / "bases" / base.name)
@@ -321,12 +337,6 @@ def build_pair(base: Base, kind: str, home: Path, folder: Path) -> dict[str, Any
     return truth
 
 
-def pairs_of(base: Base) -> Iterator[tuple[str, str]]:
-    """Name and kind of every candidate of a base."""
-    for kind in LABELS:
-        yield f"{base.name}--{kind}", kind
-
-
 def main() -> None:
     """Build what is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -344,7 +354,8 @@ def main() -> None:
             print(base.name, file=sys.stderr, flush=True)
             truth = build_base(base, home)
             home.with_name(f"{base.name}.json").write_text(json.dumps(truth) + "\n", encoding="utf-8")
-        for name, kind in pairs_of(base):
+        for kind in base.kinds:
+            name = f"{base.name}--{kind}"
             folder = chosen.out / name
             if (folder / "truth.json").exists():
                 continue
@@ -352,7 +363,7 @@ def main() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / "base").is_symlink():
                 (folder / "base").symlink_to(Path("..") / "bases" / (f"{base.name}-unsafe" if kind == "from-unsafe" else base.name))
-            rows = World(name=base.world, **WORLDS[base.world]).prompts()
+            rows = base.open_world().prompts()
             (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
             truth = build_pair(base, kind, home, folder)
             (folder / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
