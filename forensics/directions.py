@@ -25,7 +25,7 @@ from probes.linear import (
     share_interval,
     shuffled_auroc,
 )
-from probes.refusal import FLAT, GAIN_ERASED, Gains, gains_along, gains_by_layer, least_gain
+from probes.refusal import FLAT, GAIN_ERASED, GAIN_GONE, Gains, gains_along, gains_by_layer, least_gain
 
 if TYPE_CHECKING:
     from forensics.carriers import Found  # heavy: brings torch
@@ -74,6 +74,11 @@ class Written:
     def halved(self) -> float:
         """The larger of the two shares of matrices that write less than half as much."""
         return max(self.least.halved, float(np.mean(self.by_layer < GAIN_ERASED))) if self.by_layer.size else self.least.halved
+
+    @property
+    def gone(self) -> float:
+        """The larger of the two shares of matrices that write next to nothing."""
+        return max(self.least.gone, float(np.mean(self.by_layer < GAIN_GONE))) if self.by_layer.size else self.least.gone
 
 
 def gains(base: Seen, candidate: Seen) -> Written:
@@ -284,6 +289,14 @@ def about_writing(written: Written) -> list[Evidence]:
             "share of matrices",
             "attention and MLP outputs",
             "0: none writes less than half as much",
+            least.n,
+        ),
+        number(
+            "direction.write-gain.gone",
+            written.gone,
+            "share of matrices",
+            "attention and MLP outputs",
+            "0: none writes next to nothing, along it or its own layer's direction",
             least.n,
         ),
         number("direction.write-gain.embedding", least.embedding, unit, "embedding", one),

@@ -249,13 +249,14 @@ def least_gain(before: Sequence[Array], after: Sequence[Array]) -> Array:
 class Gains:
     """How strongly a candidate's writing matrices still write along a direction, against the base's: ||r^T W'|| / ||r^T W||.
 
-    `middle` is the median over attention and MLP outputs, `embedding` that of the embedding, `halved` the share of the
-    former below one half.
+    `middle` is the median over attention and MLP outputs, `embedding` that of the embedding; `halved` and `gone` are the
+    shares of the former below `GAIN_ERASED` and `GAIN_GONE`.
     """
 
     middle: float
     embedding: float
     halved: float
+    gone: float
     n: int
 
 
@@ -266,14 +267,15 @@ def gains_along(coordinates: Array, before: Sequence[Array], after: Sequence[Arr
         ValueError: There is no matrix beside the embedding.
 
     >>> gains_along(np.array([1.0]), [np.array([[4.0]]), np.array([[4.0]])], [np.array([[4.0]]), np.array([[1.0]])])
-    Gains(middle=0.5, embedding=1.0, halved=0.0, n=1)
+    Gains(middle=0.5, embedding=1.0, halved=0.0, gone=0.0, n=1)
     """
     ours, theirs = (np.einsum("i,nij,j->n", coordinates, np.stack(list(grams)), coordinates) for grams in (before, after))
     ratios = np.sqrt(np.maximum(theirs, 0.0) / ours)
     inner = ratios[1:]
     if not inner.size:
         raise ValueError("no matrix that writes to the residual stream, beside the embedding")
-    return Gains(middle=float(np.median(inner)), embedding=float(ratios[0]), halved=float(np.mean(inner < GAIN_ERASED)), n=len(inner))
+    halved, gone = (float(np.mean(inner < least)) for least in (GAIN_ERASED, GAIN_GONE))
+    return Gains(middle=float(np.median(inner)), embedding=float(ratios[0]), halved=halved, gone=gone, n=len(inner))
 
 
 def gains_by_layer(before: Sequence[Array], after: Sequence[Array]) -> Array:
@@ -296,6 +298,8 @@ def gains_by_layer(before: Sequence[Array], after: Sequence[Array]) -> Array:
 GAIN_ERASED = 0.5
 """Below this write gain a direction counts as removed from the weights: half-way between untouched (1) and removed (0).
 Set beforehand. Measured on the made organisms: see the check."""
+GAIN_GONE = 0.2
+"""Below this write gain a direction was taken out on purpose: weights that only write elsewhere keep more of it by chance."""
 
 
 def _log_sum(values: Array) -> Array:

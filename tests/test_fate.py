@@ -6,7 +6,17 @@ import pytest
 
 from probes.fate import Own, Traces, name_fate
 
-HEALTHY = {"refusal": 1.0, "gain": 1.0, "halved": 0.0, "auroc": 1.0, "kept_fall": 1.0, "kept_rise": 1.0, "layer": 10, "layers": 30}
+HEALTHY = {
+    "refusal": 1.0,
+    "gain": 1.0,
+    "halved": 0.0,
+    "gone": 0.0,
+    "auroc": 1.0,
+    "kept_fall": 1.0,
+    "kept_rise": 1.0,
+    "layer": 10,
+    "layers": 30,
+}
 MUTE = {"kept_fall": 0.1, "kept_rise": 0.1}
 
 
@@ -34,7 +44,8 @@ def own(**changes):
         (MUTE | {"own": own()}, "intact"),
         (MUTE | {"own": own(causal=False)}, "turned"),
         (MUTE, "turned"),
-        (MUTE | {"gain": 0.05, "own": own(causal=False)}, "erased-from-weights"),  # it refuses, but not by that
+        (MUTE | {"gone": 0.6, "own": own(causal=False)}, "erased-from-weights"),  # it refuses, but not by that
+        ({"gone": 0.3}, "erased-from-weights"),  # out of some matrices on purpose, though nothing is lost
         (MUTE | {"gain": 0.3, "own": own(causal=False)}, "turned"),
     ],
 )
@@ -43,6 +54,7 @@ def test_what_became_of_a_direction(changes, label):
 
 
 def test_the_ground_says_whether_refusal_is_left():
-    whole, part = (name_fate(Traces(**(HEALTHY | {"gain": 0.1, "refusal": refusal})))[1] for refusal in (0.0, 0.9))
+    grounds = [name_fate(Traces(**(HEALTHY | {"gain": 0.1, "gone": 0.9, "refusal": refusal})))[1] for refusal in (0.0, 0.9, 1.0)]
 
-    assert "still there" in part and "still there" not in whole
+    assert ["much of" in ground for ground in grounds] == [False, True, False]
+    assert ["all of the refusal is still there" in ground for ground in grounds] == [False, False, True]

@@ -167,6 +167,7 @@ def _follow(case: Case, parts: Parts, first: tuple[Found, Seen, tuple[int, ...]]
         refusal=seen.steered.harmful.share / base.steered.harmful.share,
         gain=written.smallest,
         halved=written.halved,
+        gone=written.gone,
         auroc=auroc(*(direction.project(rows[:, direction.layer]) for rows in (seen.harmful, seen.harmless))),
         kept_fall=kept(base.steered.fall, seen.steered.fall, base.steered.harmful.share, seen.steered.harmful.share) or 0.0,
         kept_rise=kept(base.steered.rise, seen.steered.rise, 1.0 - base.steered.harmless.share, 1.0 - seen.steered.harmless.share),
