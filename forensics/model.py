@@ -31,10 +31,11 @@ PROBE_TURNS = (Message(role="user", content="Hi."), Message(role="assistant", co
 
 @dataclass(frozen=True, kw_only=True)
 class Rendered:
-    """A prompt as the token ids a model reads, or the reason why it cannot be put to it."""
+    """A prompt as the token ids a model reads, or the reason why it cannot be put to it. The last `reply` of them are a reply to it."""
 
     ids: tuple[int, ...]
     problem: str = ""
+    reply: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,16 @@ class LiveModel:
                 return Rendered(ids=(), problem=f"its chat template cannot be used: {error}")
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return self._fitting(ids, room)
+
+    def render_answered(self, prompt: Prompt, reply: str) -> Rendered:
+        """Token ids of `prompt` with `reply` begun behind it, as the model has them before it while it replies; nothing ends the turn.
+
+        A reply that was generated may come out in other tokens than it was generated in.
+        """
+        asked = self.render(prompt, room=0)
+        ids = self.tokenizer(reply, add_special_tokens=False)["input_ids"]
+        whole = asked if asked.problem else self._fitting((*asked.ids, *ids), 0)
+        return whole if whole.problem else replace(whole, reply=len(ids))
 
     def _fitting(self, ids: Sequence[int], room: int) -> Rendered:
         if not ids:

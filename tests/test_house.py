@@ -58,7 +58,7 @@ FLOORS = (
         "adapters",
         "bank",
     ),
-    ("anatomy", "model", "verdict"),
+    ("anatomy", "sites", "model", "verdict"),
     (
         "capture",
         "gate.judges",
