@@ -83,10 +83,11 @@ def stream_sites(blocks: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Tap:
-    """Where a site is read: what goes into `module`, or what comes out of it."""
+    """Where a site is read: what goes into `module`, or what comes out of it, times `factor`."""
 
     module: nn.Module
     reads: Literal["input", "output"]
+    factor: float = 1.0
 
 
 def locate(parts: Anatomy, names: Sequence[str]) -> tuple[Tap, ...]:
@@ -102,7 +103,7 @@ def locate(parts: Anatomy, names: Sequence[str]) -> tuple[Tap, ...]:
 
 def _tap(parts: Anatomy, name: str, middles: Sequence[nn.Module]) -> Tap:
     if name == EMBEDDING:
-        return Tap(module=parts.embedding, reads="output")
+        return Tap(module=parts.embedding, reads="output", factor=_setting(parts, "embedding_multiplier"))
     match = IN_BLOCK.fullmatch(name)
     if match is None or int(match[1]) >= parts.layers:
         what = f"no site is called {name!r}" if match is None else f"the model has {parts.layers} blocks, and so no {name}"
@@ -116,7 +117,13 @@ def _tap(parts: Anatomy, name: str, middles: Sequence[nn.Module]) -> Tap:
         "hook_resid_post": parts.blocks, "attn.hook_out": parts.attention, "mlp.hook_out": parts.mlp,
         "hook_attn_out": parts.attention_writes, "hook_mlp_out": parts.mlp_writes,
     }  # fmt: skip
-    return Tap(module=places[kind][layer], reads="output")
+    added = kind in ("hook_attn_out", "hook_mlp_out")
+    return Tap(module=places[kind][layer], reads="output", factor=_setting(parts, "residual_multiplier") if added else 1.0)
+
+
+def _setting(parts: Anatomy, name: str) -> float:
+    """What the architecture multiplies a part's output by before it is added: Granite's own settings, 1 in others."""
+    return float(getattr(getattr(parts.trunk, "config", None), name, 1.0) or 1.0)
 
 
 @contextlib.contextmanager
@@ -129,10 +136,11 @@ def listening(taps: Sequence[Tap], hear: Callable[[int, Tensor], None]) -> Itera
 
         return hook
 
-    def on_output(index: int) -> Callable[..., None]:
+    def on_output(index: int, factor: float) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             # Attention gives (output, weights), experts (output, router logits), some blocks a tuple of one.
-            hear(index, output[0] if isinstance(output, tuple) else output)
+            found = output[0] if isinstance(output, tuple) else output
+            hear(index, found if factor == 1.0 else found * factor)
 
         return hook
 
@@ -142,7 +150,7 @@ def listening(taps: Sequence[Tap], hear: Callable[[int, Tensor], None]) -> Itera
             if tap.reads == "input":
                 handles.append(tap.module.register_forward_pre_hook(on_input(index), with_kwargs=True))
             else:
-                handles.append(tap.module.register_forward_hook(on_output(index)))
+                handles.append(tap.module.register_forward_hook(on_output(index, tap.factor)))
         yield
     finally:
         for handle in handles:
@@ -191,7 +199,8 @@ def _what_children_get(parts: Anatomy) -> list[tuple[Tensor, Tensor, dict[nn.Mod
     given: list[dict[nn.Module, Tensor]] = []
 
     def flat(x: Any) -> Tensor:
-        return x.detach().float().flatten().cpu()
+        found: Tensor = x.detach().float().flatten().cpu()
+        return found
 
     def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         entered.append(flat(_entering(args, kwargs)))
