@@ -471,7 +471,8 @@ def _on_output(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
 
 
 def _on(parts: Anatomy, vector: NDArray[np.floating]) -> Tensor:
-    return torch.tensor(np.asarray(vector), dtype=torch.float32, device=next(parts.embedding.parameters()).device)
+    device = next(parts.embedding.parameters()).device
+    return torch.tensor(np.asarray(vector), dtype=torch.float32, device="cpu" if device.type == "meta" else device)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from forensics.anatomy import Anatomy
+from forensics.anatomy import Anatomy, run_one_token
 from forensics.errors import BadInput, CannotCompare
 
 if TYPE_CHECKING:
@@ -217,10 +217,7 @@ def _what_children_get(parts: Anatomy) -> list[tuple[Tensor, Tensor, dict[nn.Mod
     handles += [part.register_forward_hook(write) for part in parts.attention_writes]
     handles += [child.register_forward_pre_hook(get, with_kwargs=True) for block in parts.blocks for child in block.children()]
     try:
-        device = next(parts.embedding.parameters()).device
-        with torch.inference_mode():
-            ids = torch.zeros((1, 1), dtype=torch.long, device="cpu" if device.type == "meta" else device)
-            parts.trunk(input_ids=ids, use_cache=False)
+        run_one_token(parts)
     finally:
         for handle in handles:
             handle.remove()

@@ -66,7 +66,11 @@ class Workbench:
     def pair(
         self, first: tuple[Checkpoint, Checkpoint | Adapter], second: tuple[Checkpoint, Checkpoint | Adapter]
     ) -> tuple[LiveModel, LiveModel]:
-        """Two live models at once, each of weights and the surface whose tokenizer it uses."""
+        """Two live models at once, each of weights and the surface whose tokenizer it uses.
+
+        Raises:
+            ToolFailed: One of them does not fit onto one device.
+        """
         from forensics.model import open_model  # heavy: brings torch
 
         self.close()
@@ -74,6 +78,8 @@ class Workbench:
         self.progress(f"loading {second[0].name}", 0, 1)
         self._beside = open_model(second[0], device=self.device, surface=second[1])
         self.progress(f"loading {second[0].name}", 1, 1)
+        for model in (one, self._beside):
+            model.refuse_spread()
         return one, self._beside
 
     def close(self) -> None:

@@ -58,7 +58,7 @@ FLOORS = (
         "adapters",
         "bank",
     ),
-    ("anatomy", "sites", "model", "verdict"),
+    ("anatomy", "sites", "placement", "model", "verdict"),
     (
         "capture",
         "gate.judges",
