@@ -14,6 +14,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
@@ -151,10 +152,10 @@ def read(subject: Subject, rendered: Sequence[Rendered], reading: Reading) -> It
             held[site] = places.pick(x)
 
         with subject.model.wearing(subject.adapters), listening(taps, keep), torch.inference_mode():
-            parts.trunk(**_inputs(rows, parts.trunk, subject.model.device), use_cache=False)
+            parts.trunk(**padded(rows, parts.trunk, subject.model.device), use_cache=False)
         return torch.stack([x.float().cpu() for x in held], dim=1), places.there
 
-    for indices, (values, there) in _piecewise(ask, rendered, subject):
+    for indices, (values, there) in piecewise(ask, rendered, subject):
         broken = ~torch.isfinite(values).all(dim=3).all(dim=2).all(dim=0)
         if broken.any():
             raise CannotCompare(
@@ -167,14 +168,16 @@ def read(subject: Subject, rendered: Sequence[Rendered], reading: Reading) -> It
 
 @dataclass(frozen=True, kw_only=True)
 class _Places:
-    """Where the spots of a batch are in its padded rows: columns `index` `[batch, spots]`, and for means over a reply the columns `reply`
-    `[batch, length]` that it takes; `mean` says which spots are means.
+    """Where the spots of a batch are in its padded rows: columns `index` `[batch, spots]` in `rows` `[batch, 1]`; for means over a reply
+    the columns `reply` `[batch, length]` that it takes; `mean` says which spots are means, `there` `[batch, spots]` which there are.
     """
 
+    rows: Tensor
     index: Tensor
-    there: Tensor
     reply: Tensor
     mean: tuple[int, ...]
+    there: Tensor
+    whole: bool
 
     @classmethod
     def of(cls, rows: Sequence[Rendered], spots: Sequence[Spot], device: torch.device) -> _Places:
@@ -182,25 +185,27 @@ class _Places:
         tokens = [[spot.tokens(row) for spot in spots] for row in rows]
         pads = [longest - len(row.ids) for row in rows]
         index = [[pad + found.start if found else 0 for found in line] for pad, line in zip(pads, tokens, strict=True)]
-        reply = [[column >= longest - row.reply for column in range(longest)] for row in rows]
+        there = torch.tensor([[bool(found) for found in line] for line in tokens])
         return cls(
+            rows=torch.arange(len(rows), device=device)[:, None],
             index=torch.tensor(index, device=device),
-            there=torch.tensor([[bool(found) for found in line] for line in tokens]),
-            reply=torch.tensor(reply, device=device),
+            reply=torch.arange(longest) >= longest - torch.tensor([row.reply for row in rows])[:, None],
             mean=tuple(place for place, spot in enumerate(spots) if spot.anchor == "reply-mean"),
+            there=there,
+            whole=bool(there.all()),
         )
 
     def pick(self, x: Tensor) -> Tensor:
         """`[batch, spots, d]` of activations, in a place of their own; zeros where a row has no such token."""
-        wide = x.detach().view(len(self.index), self.reply.shape[1], -1)  # OPT gives its MLP all tokens in one row
-        here = self.there.to(x.device)
-        found = wide[torch.arange(len(wide), device=x.device)[:, None], self.index.to(x.device)]
+        wide = x.detach().view(*self.reply.shape, -1)  # OPT gives its MLP all tokens in one row
+        # Between devices only where accelerate has spread the model; else these stay what they are.
+        found = wide[self.rows.to(x.device), self.index.to(x.device)]
         if self.mean:
             mask = self.reply.to(x.device)
             total = torch.where(mask[:, :, None], wide, 0).sum(dim=1, dtype=torch.float32)
             found = found.float()
             found[:, list(self.mean)] = (total / mask.sum(dim=1, keepdim=True).clamp(min=1))[:, None]
-        return torch.where(here[:, :, None], found, 0)
+        return found if self.whole else torch.where(self.there.to(x.device)[:, :, None], found, 0)
 
 
 def activations(subject: Subject, rendered: Sequence[Rendered], reading: Reading) -> NDArray[np.float32]:
@@ -319,10 +324,10 @@ def first_token(subject: Subject, rendered: Sequence[Rendered]) -> NDArray[np.fl
             inner = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
             # The whole length times a vocabulary of 150 000 takes gigabytes; most architectures can leave it out.
             keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
-            logits: Tensor = whole(**_inputs(rows, inner, subject.model.device), use_cache=False, **keep).logits[:, -1]
+            logits: Tensor = whole(**padded(rows, inner, subject.model.device), use_cache=False, **keep).logits[:, -1]
         return logits.float().log_softmax(dim=-1).cpu()
 
-    for indices, block in _piecewise(read, rendered, subject):
+    for indices, block in piecewise(read, rendered, subject):
         if found is None:
             found = np.empty((len(rendered), block.shape[1]), dtype=np.float32)
         found[indices] = block.numpy()
@@ -338,7 +343,7 @@ def replies(subject: Subject, rendered: Sequence[Rendered]) -> list[str]:
     def ask(rows: Sequence[Rendered]) -> list[str]:
         return subject.model.reply(rows, adapters=subject.adapters, max_new_tokens=subject.max_new_tokens)
 
-    for indices, block in _piecewise(ask, rendered, subject):
+    for indices, block in piecewise(ask, rendered, subject):
         for index, text in zip(indices, block, strict=True):
             texts[index] = text
     return texts
@@ -415,7 +420,7 @@ def adding(subject: Subject, vector: NDArray[np.floating], layer: int, *, prompt
         yield
 
 
-def _inputs(rows: Sequence[Rendered], module: nn.Module, device: torch.device) -> dict[str, Tensor]:
+def padded(rows: Sequence[Rendered], module: nn.Module, device: torch.device) -> dict[str, Tensor]:
     """Token ids padded on the left, their mask, and true positions where the architecture takes them.
 
     Without positions a model with learned ones (GPT-2) would count the padding, and answer by the batch it sits in.
@@ -424,12 +429,17 @@ def _inputs(rows: Sequence[Rendered], module: nn.Module, device: torch.device) -
     ids = torch.tensor([[row.ids[0]] * (longest - len(row.ids)) + list(row.ids) for row in rows])
     mask = torch.tensor([[0] * (longest - len(row.ids)) + [1] * len(row.ids) for row in rows])
     inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-    if "position_ids" in inspect.signature(module.forward).parameters:
+    if _takes_positions(type(module)):
         inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0).to(device)
     return inputs
 
 
-def _piecewise(
+@cache
+def _takes_positions(kind: type[nn.Module]) -> bool:
+    return "position_ids" in inspect.signature(kind.forward).parameters
+
+
+def piecewise(
     work: Callable[[Sequence[Rendered]], Result], rendered: Sequence[Rendered], subject: Subject
 ) -> Iterator[tuple[list[int], Result]]:
     """Do `work` batch by batch, prompts of like length together; where memory runs out, with half as many at a time."""
