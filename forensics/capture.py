@@ -429,14 +429,14 @@ def padded(rows: Sequence[Rendered], module: nn.Module, device: torch.device) ->
     ids = torch.tensor([[row.ids[0]] * (longest - len(row.ids)) + list(row.ids) for row in rows])
     mask = torch.tensor([[0] * (longest - len(row.ids)) + [1] * len(row.ids) for row in rows])
     inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-    if _takes_positions(type(module)):
+    if _takes_positions(type(module).forward):
         inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0).to(device)
     return inputs
 
 
 @cache
-def _takes_positions(kind: type[nn.Module]) -> bool:
-    return "position_ids" in inspect.signature(kind.forward).parameters
+def _takes_positions(forward: Callable[..., Any]) -> bool:
+    return "position_ids" in inspect.signature(forward).parameters
 
 
 def piecewise(
