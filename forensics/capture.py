@@ -197,7 +197,7 @@ class _Places:
 
     def pick(self, x: Tensor) -> Tensor:
         """`[batch, spots, d]` of activations, in a place of their own; zeros where a row has no such token."""
-        wide = x.detach().view(*self.reply.shape, -1)  # OPT gives its MLP all tokens in one row
+        wide = x.detach().reshape(*self.reply.shape, -1)  # OPT gives its MLP all tokens in one row
         # Between devices only where accelerate has spread the model; else these stay what they are.
         found = wide[self.rows.to(x.device), self.index.to(x.device)]
         if self.mean:

@@ -46,13 +46,11 @@ class Spot:
 
     def tokens(self, row: Rendered) -> range:
         """Which of `row.ids` it means: one token, all of the reply, or none where the text does not reach so far."""
-        prompt = len(row.ids) - row.reply
+        whole, prompt = len(row.ids), len(row.ids) - row.reply
         if self.anchor == "reply-mean":
-            return range(prompt, len(row.ids))
-        first, last = (0, prompt) if self.anchor != "reply" else (prompt, len(row.ids))
-        if self.anchor == "text":
-            last = len(row.ids)
-        index = (prompt if self.anchor == "prompt" else first) + self.offset
+            return range(prompt, whole)
+        start, first, last = {"text": (0, 0, whole), "prompt": (prompt, 0, prompt), "reply": (prompt, prompt, whole)}[self.anchor]
+        index = start + self.offset
         return range(index, index + 1) if first <= index < last else range(0)
 
     def __str__(self) -> str:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 DIRECTIONS = 64
-"""Rows that a sketch keeps, unless told otherwise: of width 4096 it then takes 4 MiB a place, the covariance 128 MiB."""
+"""Strongest directions that a sketch keeps, unless told otherwise: of width 4096 it then takes at most 4 MiB a place, the covariance
+128 MiB."""
 
 
 class Mean:
@@ -122,7 +123,7 @@ class Covariance(Mean):
 
 
 class Sketch(Mean):
-    """Number, mean, and the directions that the rows vary along most, in `size * width` numbers.
+    """Number, mean, and the directions that the rows vary along most, in `2 * size * width` numbers.
 
     For every unit vector x the scatter along it, the sum of squared deviations, is `||rows @ x||^2` or up to `lost` more, where
     `lost` is measured, not a bound for the worst case; it is 0 as long as no more than `size` directions were needed.
@@ -135,7 +136,7 @@ class Sketch(Mean):
     def __init__(self, width: int, size: int = DIRECTIONS) -> None:
         super().__init__(width)
         if size < 1:
-            raise ValueError(f"a sketch keeps at least 1 row, not {size}")
+            raise ValueError(f"a sketch keeps at least 1 direction, not {size}")
         self.size = size
         self.rows: Array = np.zeros((0, width))
         self.lost = 0.0
@@ -163,9 +164,9 @@ class Sketch(Mean):
         return super().restore(arrays)
 
     def _spread(self, rows: Array) -> None:
-        for start in range(0, len(rows), self.size):  # never more than 2 * size rows at a time, however large the batch
+        for start in range(0, len(rows), self.size):  # never more than 3 * size rows at a time, however large the batch
             self.rows = np.concatenate([self.rows, rows[start : start + self.size]])
-            if len(self.rows) > self.size:
+            if len(self.rows) > 2 * self.size:  # not as soon as there are more than `size`: a shrink costs the same for any number
                 self._shrink()
 
     def _take(self, other: Self) -> None:
@@ -174,7 +175,7 @@ class Sketch(Mean):
 
     def _shrink(self) -> None:
         """Bring the rows down to `size`: all squared lengths are cut by the first one that is left out."""
-        # By the small Gram matrix, which is `2 * size` wide at most: an SVD of wide rows would cost many times more.
+        # By the small Gram matrix, which is `3 * size` wide at most: an SVD of wide rows would cost many times more.
         squares, vectors = np.linalg.eigh(self.rows @ self.rows.T)
         squares, vectors = squares[::-1], vectors[:, ::-1]
         cut = max(float(squares[self.size]), 0.0)

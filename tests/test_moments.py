@@ -54,7 +54,7 @@ def test_a_sketch_loses_no_more_than_it_says_along_any_direction(cuts, size):
     missing = np.linalg.eigvalsh((ROWS - ROWS.mean(axis=0)).T @ (ROWS - ROWS.mean(axis=0)) - seen.rows.T @ seen.rows)
 
     scale = seen.lost + np.linalg.norm(seen.rows) ** 2
-    assert seen.rows.shape[0] <= size
+    assert seen.rows.shape[0] <= 2 * size
     assert missing.min() > -1e-9 * scale
     assert missing.max() <= seen.lost + 1e-9 * scale
     # The bound of the paper, which makes `lost` worth having: a share of all that varies.
@@ -111,7 +111,7 @@ def test_what_was_saved_goes_on_where_it_stopped(kind):
         (lambda: Covariance(3).merge(Sketch(3)), "cannot take in"),
         (lambda: Covariance(3).covariance(), "at least 2 rows, not 0"),
         (lambda: Sketch(3).variances(1), "at least 2 rows, not 0"),
-        (lambda: Sketch(3, size=0), "at least 1 row"),
+        (lambda: Sketch(3, size=0), "at least 1 direction"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(ask, words):
