@@ -142,9 +142,8 @@ def writing_matrices(model: Any) -> Iterator[WritingMatrix]:
 def run_one_token(parts: Anatomy) -> None:
     """One forward pass over one token, for what hooks hear of it."""
     device = next(parts.embedding.parameters()).device
-    ids = torch.zeros(
-        (1, 1), dtype=torch.long, device="cpu" if device.type == "meta" else device
-    )  # accelerate moves what it fetches weights for
+    # On no device is what accelerate fetches when it is needed; it moves what goes into such a module as well.
+    ids = torch.zeros((1, 1), dtype=torch.long, device="cpu" if device.type == "meta" else device)
     with torch.inference_mode():
         parts.trunk(input_ids=ids, use_cache=False)
 
