@@ -1,6 +1,6 @@
 """What reading activations costs: means over the last tokens at all layers, beside a bare forward pass of the same model.
 
-    python examples/benchmarks/capture_cost.py [--pairs 25] [--layers 16] [--width 512] [--prompts 32] [--batch 8]
+    python examples/benchmarks/capture_cost.py [--pairs 25] [--layers 16] [--width 512] [--prompts 32] [--batch 8] [--memory]
 
 A llama of random weights (16 layers of width 512 unless told otherwise), float32, one thread, prompts of 32 to 96 random tokens. Each
 round measures, in an order that turns from round to round:
@@ -14,7 +14,7 @@ round measures, in an order that turns from round to round:
 The ratio of a round is to the bare pass of that round, so that what else the machine does falls on both; the bound is the upper end of the 95 %
 interval (Student's t) of the mean ratio. It is taken by the clock on the wall, and once more by the processor's time of this process, which
 is steadier where other work runs beside it (the first is the one that counts; on a quiet machine both agree). Then what the interpreter spends the difference on (cProfile, own functions only), and the peak of memory
-of processes that read N and four times N prompts. About 8 minutes on one core; nothing is downloaded.
+of processes that read N and four times N prompts (`--memory`: that alone). About 8 minutes on one core; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ SEED = 0
 LIMIT = 1.10
 """The bound that the project set itself."""
 BARE, MEANS = "bare forward pass", "means at all layers"
-IN_MEMORY = 64
-"""Prompts of the smaller process whose memory is measured; the larger reads four times as many."""
+IN_MEMORY, IN_MEMORY_LONG = 512, 8
+"""Prompts of the smaller process whose memory is measured, and the tokens of each; the larger reads four times as many. They are short and of one
+length, so that many can be read, and the batches of both processes are the same."""
 
 
 def network(layers: int, width: int) -> LlamaForCausalLM:
@@ -70,10 +71,10 @@ def subject_of(model: LlamaForCausalLM, batch: int) -> Subject:
     return Subject(model=live, side="base", batch_size=batch)
 
 
-def prompts(count: int) -> list[Rendered]:
+def prompts(count: int, shortest: int = SHORTEST, longest: int = LONGEST) -> list[Rendered]:
     """Random token ids of random lengths."""
     rng = np.random.default_rng(SEED)
-    return [Rendered(ids=tuple(rng.integers(0, VOCABULARY, size=rng.integers(SHORTEST, LONGEST + 1)).tolist())) for _ in range(count)]
+    return [Rendered(ids=tuple(rng.integers(0, VOCABULARY, size=rng.integers(shortest, longest + 1)).tolist())) for _ in range(count)]
 
 
 def bare(subject: Subject, rows: list[Rendered]) -> Callable[[], None]:
@@ -196,7 +197,8 @@ def memory(settings: argparse.Namespace) -> None:
 
 def only(settings: argparse.Namespace) -> None:
     """One pass over the prompts in a process whose memory is watched."""
-    subject, rows = subject_of(network(settings.layers, settings.width), settings.batch), prompts(settings.prompts)
+    subject = subject_of(network(settings.layers, settings.width), settings.batch)
+    rows = prompts(settings.prompts, IN_MEMORY_LONG, IN_MEMORY_LONG)
     sites, reading = Sites(layers=tuple(range(settings.layers + 1))), Reading(sites=stream_sites(settings.layers))
     if settings.only == "means":
         mean_residual(subject, rows, sites)
@@ -212,14 +214,16 @@ def main() -> None:
     for name, value in (("pairs", 25), ("layers", 16), ("width", 512), ("prompts", 32), ("batch", 8)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--only", choices=("means", "sketches", "kept"), help="one pass, for the measurement of memory")
+    parser.add_argument("--memory", action="store_true", help="measure memory alone")
     settings = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     if settings.only:
         only(settings)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        compare(settings, Path(folder))
+    if not settings.memory:
+        with tempfile.TemporaryDirectory() as folder:
+            compare(settings, Path(folder))
     memory(settings)
 
 
