@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from forensics.errors import CannotCompare
@@ -123,9 +124,7 @@ def writing_matrices(model: Any) -> Iterator[WritingMatrix]:
         module.register_forward_hook(note) for part in (*found.attention, *found.mlp) for module in part.modules() if _is_matrix(module)
     ]
     try:
-        device = next(found.embedding.parameters()).device
-        with torch.inference_mode():
-            found.trunk(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device), use_cache=False)
+        run_one_token(found)
     finally:
         for handle in handles:
             handle.remove()
@@ -138,6 +137,15 @@ def writing_matrices(model: Any) -> Iterator[WritingMatrix]:
                 # transformers' Conv1D, of GPT-2, stores [inputs, outputs].
                 weight = weight if isinstance(inner, nn.Linear) else weight.T
                 yield WritingMatrix(name=f"blocks.{layer}.{kind}", part=kind, block=layer, weight=weight)
+
+
+def run_one_token(parts: Anatomy) -> None:
+    """One forward pass over one token, for what hooks hear of it."""
+    device = next(parts.embedding.parameters()).device
+    # On no device is what accelerate fetches when it is needed; it moves what goes into such a module as well.
+    ids = torch.zeros((1, 1), dtype=torch.long, device="cpu" if device.type == "meta" else device)
+    with torch.inference_mode():
+        parts.trunk(input_ids=ids, use_cache=False)
 
 
 def _blocks(model: Any) -> tuple[nn.Module, tuple[nn.Module, ...]]:
@@ -199,11 +207,21 @@ def _worn(module: Any) -> Any:
     return copies[active[0]] if active and not module.disable_adapters else module.original_module
 
 
+def _stored(module: Any) -> Tensor:
+    """The weight as it is held, float32; fetched where accelerate keeps it elsewhere."""
+    if not module.weight.is_meta:
+        held: Tensor = module.weight.detach().float()
+        return held
+    with align_module_device(module, torch.device("cpu")):
+        fetched: Tensor = module.weight.detach().float().clone()
+    return fetched
+
+
 def _effective(module: Any) -> Tensor:
     """The matrix that acts: the stored one and what the adapters that are active now make of it."""
     module = _worn(module)
     inner = getattr(module, "base_layer", module)
-    weight: Tensor = inner.weight.detach().float()
+    weight = _stored(inner)
     if inner is module or module.disable_adapters:
         return weight
     held = {*getattr(module, "lora_A", {}), *getattr(module, "lora_embedding_A", {})}

@@ -58,7 +58,7 @@ FLOORS = (
         "adapters",
         "bank",
     ),
-    ("anatomy", "model", "verdict"),
+    ("anatomy", "placement", "model", "sites", "verdict"),
     (
         "capture",
         "gate.judges",
