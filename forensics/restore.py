@@ -166,7 +166,7 @@ class Patchwork:
         self._pairs = {pair.name: pair for pair in case.pairs}
         self._adapters = {f"adapter:{adapter.name}": adapter for adapter in case.adapters}
         self.pieces = tuple(sorted((*self._own(), *self._worn()), key=lambda piece: (piece.layer, piece.tensor, piece.source)))
-        self._live = _live_tensors(model, {piece.tensor for piece in self.pieces})
+        self._live = _live_tensors(model, self._pairs, {piece.tensor for piece in self.pieces})
         self._by_tensor: dict[str, list[Piece]] = {}
         for piece in self.pieces:
             self._by_tensor.setdefault(piece.tensor, []).append(piece)
@@ -230,20 +230,26 @@ class Patchwork:
 
     def _drop_twins(self) -> None:
         """Where two stored tensors are one parameter in the live model, keep one; refuse where the base has two that differ."""
-        owners: dict[int, str] = {}
-        for name in sorted(self._by_tensor):
-            first = owners.setdefault(id(self._live[name]), name)
-            if first == name:
-                continue
-            ours, theirs = self._blocks(first, ours=True), self._blocks(name, ours=True)
-            if any(not torch.equal(one, other) for one, other in zip(ours, theirs, strict=True)):
-                raise CannotCompare(
-                    f"the candidate uses one tensor for {first} and {name}, where the base has two",
-                    where=self._case.candidate.name,
-                    hint="causes can be told only where both sides tie their head to the embedding, or neither does",
-                )
-            gone = set(self._by_tensor.pop(name))
-            self.pieces = tuple(piece for piece in self.pieces if piece not in gone)
+        owners: dict[int, list[str]] = {}
+        for name, live in sorted(self._live.items()):
+            owners.setdefault(id(live), []).append(name)
+        for first, *others in owners.values():
+            for name in others if any(one in self._by_tensor for one in (first, *others)) else ():
+                if not self._alike(first, name):
+                    raise CannotCompare(
+                        f"the candidate uses one tensor for {first} and {name}, where the base has two",
+                        where=self._case.candidate.name,
+                        hint="causes can be told only where both sides tie their head to the embedding, or neither does",
+                    )
+                gone = set(self._by_tensor.pop(name, ()))
+                self.pieces = tuple(piece for piece in self.pieces if piece not in gone)
+
+    def _alike(self, name: str, other: str) -> bool:
+        """Whether the base stores the same values under both names."""
+        if self._pairs[name].base.shape != self._pairs[other].base.shape:
+            return False
+        blocks = zip(self._blocks(name, ours=True), self._blocks(other, ours=True), strict=True)
+        return all(torch.equal(one, two) for one, two in blocks)
 
     def _refuse_others(self) -> None:
         """Refuse a live model that does not hold what the candidate's files hold: what is put back would go elsewhere."""
@@ -327,8 +333,12 @@ def _shuffle(change: Tensor, key: str) -> Tensor:
     return change
 
 
-def _live_tensors(model: LiveModel, names: Collection[str]) -> dict[str, Any]:
-    """The live parameter of each stored tensor, by its name or, where wrappers put a prefix before it on either side, by its end."""
+def _live_tensors(model: LiveModel, names: Collection[str], needed: Collection[str]) -> dict[str, Any]:
+    """The live parameter of each stored tensor, by its name or, where wrappers put a prefix before it on either side, by its end.
+
+    Raises:
+        CannotCompare: One of the `needed` ones is not found, or not as plain numbers.
+    """
     with model.wearing(()) as whole:
         live: dict[str, Any] = whole.state_dict(keep_vars=True)
     found = {}
@@ -336,7 +346,7 @@ def _live_tensors(model: LiveModel, names: Collection[str]) -> dict[str, Any]:
         fits = [name] if name in live else [other for other in live if other.endswith(f".{name}") or name.endswith(f".{other}")]
         if len(fits) == 1 and live[fits[0]].is_floating_point() and live[fits[0]].device.type != "meta":
             found[name] = live[fits[0]]
-    lost = sorted(set(names) - found.keys())
+    lost = sorted(set(needed) - found.keys())
     if lost:
         raise CannotCompare(
             f"{len(lost)} changed tensors are not in the live model under the names they are stored by",

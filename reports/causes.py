@@ -62,20 +62,20 @@ def bars(causes: tuple[Cause, ...]) -> Drawing:
     with page_figure(1.1 + 0.42 * len(causes)) as figure:
         axes = figure.add_subplot()
         for height, cause in enumerate(reversed(causes)):
-            for item, colour, shift in ((cause.undone, MARK, 0.14), (cause.caused, OTHER, -0.14)):
+            for item, colour, shape, shift in ((cause.undone, MARK, "o", 0.14), (cause.caused, OTHER, "s", -0.14)):
                 axes.plot([item.low or 0.0, item.high or 0.0], [height + shift] * 2, color=colour, linewidth=2, solid_capstyle="butt")
-                axes.plot([item.value], [height + shift], marker="o", color=colour, markersize=5)
+                axes.plot([item.value], [height + shift], marker=shape, color=colour, markersize=5)
             for item, shift in zip(cause.control[:2], (0.14, -0.14), strict=False):
                 axes.plot([item.value], [height + shift], marker="x", color=INK, markersize=5, linestyle="none")
         axes.plot([], [], color=MARK, marker="o", label="undone when put back")
-        axes.plot([], [], color=OTHER, marker="o", label="flipped by it alone")
+        axes.plot([], [], color=OTHER, marker="s", label="flipped by it alone")
         axes.plot([], [], color=INK, marker="x", linestyle="none", label="control: shuffled")
         axes.set_yticks(range(len(causes)), [_short(cause.name) for cause in reversed(causes)])
         axes.tick_params(axis="y", length=0)
         axes.set_xlim(-3, 103)
         axes.set_ylim(-0.6, len(causes) - 0.4)
         axes.set_xlabel("percent of the flipped prompts", color=MUTED)
-        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14 - 0.6 / (1 + len(causes))), ncols=3)
+        figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
         svg = svg_text(figure)
     caption = (
         "Upper bar: how many of the flipped prompts are answered as by the base again when the base's tensors stand in the group's place. "
