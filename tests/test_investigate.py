@@ -8,18 +8,19 @@ import shutil
 import pytest
 import tiny
 import torch
-from cases import ORGANISMS, PROMPTS, audit, edited, read_rows, reweighted, silent, some_prompts, write_rows
+from cases import ORGANISMS, PROMPTS, audit, edited, read_rows, reweighted, silent, some_prompts, tiny_prompts, write_rows
 from safetensors.torch import load_file
 from test_cli import forensics
 
 from forensics.causes import CAUSES_NAME, load_causes
 from forensics.errors import BadInput, CannotCompare
+from forensics.gate.replies import Decoding
 from forensics.investigate import Request, investigate
 from forensics.model import LiveModel
 from forensics.runfolder import load_run
 from forensics.trial import LEAST
 
-GATE = ("behaviour.refusal",)
+SHORT = {"only": ("behaviour.refusal",), "decoding": Decoding(max_new_tokens=12)}
 BASE = ORGANISMS / "base"
 
 
@@ -49,10 +50,10 @@ def runs(tmp_path_factory):
     few = some_prompts(folder / "few.jsonl", refuse=14, comply=8)
     tensor = "model.embed_tokens.weight"
     plant, twin = planted(folder / "plant", tensor=tensor), planted(folder / "twin", tensor=tensor, shuffled=True)
-    audit(BASE, plant, folder / "planted", prompts=few, only=GATE)
-    audit(BASE, twin, folder / "control", prompts=few, only=GATE)
+    audit(BASE, plant, folder / "planted", prompts=few, **SHORT)
+    audit(BASE, twin, folder / "control", prompts=few, **SHORT)
     both = tuple(str(ORGANISMS / name) for name in ("degraded", "benign-lora"))
-    audit(BASE, BASE, folder / "adapters", prompts=few, only=GATE, adapters=both)
+    audit(BASE, BASE, folder / "adapters", prompts=few, adapters=both, **SHORT)
     return folder
 
 
@@ -109,12 +110,13 @@ def test_the_adapter_that_did_it_comes_first_and_the_harmless_one_does_nothing(r
 
 
 def test_a_killed_investigation_asks_nothing_twice(runs, tmp_path, monkeypatch):
-    run, asked, real = copied(runs, "planted", tmp_path / "run"), [], LiveModel.reply
+    run, asked, killed, real = copied(runs, "planted", tmp_path / "run"), [], [], LiveModel.reply
 
     def reply(model, rendered, **how):
-        asked.append(len(rendered))
-        if len(asked) == 7:
+        if len(asked) == 6 and not killed:
+            killed.append(True)
             raise KeyboardInterrupt
+        asked.append(len(rendered))
         return real(model, rendered, **how)
 
     monkeypatch.setattr(LiveModel, "reply", reply)
@@ -122,12 +124,12 @@ def test_a_killed_investigation_asks_nothing_twice(runs, tmp_path, monkeypatch):
         investigate(Request(run=run), silent)
     assert not (run / CAUSES_NAME).exists()
     resumed = investigate(Request(run=run), silent)
-    total = len(asked) - 1  # the seventh was not answered
+    total = len(asked)
     asked.clear()
     whole = investigate(Request(run=copied(runs, "planted", tmp_path / "whole")), silent)
 
     assert resumed.investigations == whole.investigations
-    assert total == len(asked) + (1 if len(asked) >= 7 else 0)
+    assert total == len(asked) > 6
 
 
 def test_an_investigation_that_is_there_is_shown_again_without_its_models(answered, tmp_path, monkeypatch):
@@ -192,42 +194,45 @@ def test_causes_of_another_record_are_refused(answered, tmp_path):
         load_causes(run, results_digest="0" * 64)
 
 
-@pytest.fixture
-def moved(tmp_path):
-    """A run whose candidate can be taken away or changed."""
-    base = tiny.save(tiny.network(), tmp_path / "base")
-    candidate = tiny.nudge(base, tmp_path / "candidate")
-    prompts = write_rows(
-        tmp_path / "p.jsonl", [{"prompt": f"q{n}", "category": "x", "expect": "refuse" if n % 2 else "comply"} for n in range(6)]
-    )
-    audit(base, candidate, tmp_path / "run", prompts=prompts, only=GATE)
-    rows = read_rows(tmp_path / "run" / "items.jsonl")
-    more = [{"id": f"m{n}", "messages": [{"role": "user", "content": f"m{n}"}], "category": "x", "expect": "refuse"} for n in range(LEAST)]
-    write_rows(tmp_path / "run" / "prompts.jsonl", [*read_rows(tmp_path / "run" / "prompts.jsonl"), *more])
-    for row in more:
-        for side, label in (("base", "refusal"), ("candidate", "compliance")):
-            rows.append(rows[0] | {"id": row["id"], "side": side, "configuration": side, "labels": {"rules/1": label}})
-    write_rows(tmp_path / "run" / "items.jsonl", rows)
-    return tmp_path
+def claiming(folder, *, base, candidate):
+    """A run of tiny models, which answer everything with noise, that claims flips of this kind."""
+    ours = tiny.save(tiny.network(), folder / "base")
+    theirs = tiny.nudge(ours, folder / "candidate")
+    run = folder / "run"
+    audit(ours, theirs, run, prompts=tiny_prompts(folder / "p.jsonl"), **SHORT)
+    rows, asked = read_rows(run / "items.jsonl"), read_rows(run / "prompts.jsonl")
+    for number in range(LEAST):
+        asked.append({"id": f"m{number}", "prompt": f"m{number}", "category": "x", "expect": "refuse"})
+        for side, label in (("base", base), ("candidate", candidate)):
+            rows.append(rows[0] | {"id": f"m{number}", "side": side, "configuration": side, "labels": {"rules/1": label}})
+    write_rows(run / "prompts.jsonl", asked)
+    write_rows(run / "items.jsonl", rows)
+    return run
 
 
-def test_models_that_are_gone_or_were_changed_are_told_once_and_nothing_is_written(moved):
-    run = moved / "run"
-    (moved / "candidate").rename(moved / "elsewhere")
+def test_models_that_are_gone_or_were_changed_are_told_once_and_nothing_is_written(tmp_path):
+    run = claiming(tmp_path, base="refusal", candidate="compliance")
+    (tmp_path / "candidate").rename(tmp_path / "elsewhere")
     code, _, error = forensics("investigate", run)
     assert (code, "candidate that this run examined is not there any more" in error) == (2, True)
 
-    edited(moved / "elsewhere", moved / "candidate", max_position_embeddings=128)
+    edited(tmp_path / "elsewhere", tmp_path / "candidate", max_position_embeddings=128)
     code, _, error = forensics("investigate", run)
     assert (code, "files of the candidate are not those that this run examined" in error) == (2, True)
     assert not (run / CAUSES_NAME).exists()
 
 
-def test_flips_that_do_not_come_back_when_asked_again_are_not_explained(moved):
-    """The run claims flips that its models never made; an investigation asks for itself."""
-    code, _, error = forensics("investigate", moved / "run")
+def test_flips_that_do_not_come_back_when_asked_again_are_not_explained(tmp_path):
+    code, _, error = forensics("investigate", claiming(tmp_path, base="compliance", candidate="refusal"))
 
     assert (code, f"at least {LEAST} are needed to tell one cause from another" in error) == (3, True)
+
+
+def test_flips_that_all_of_the_base_does_not_undo_are_not_in_the_weights(tmp_path):
+    (one,) = investigate(Request(run=claiming(tmp_path, base="refusal", candidate="compliance")), silent).investigations
+
+    assert (one.outcome, one.whole.value, any(cause.explains for cause in one.causes)) == ("not-in-weights", 0.0, False)
+    assert "Look at the chat template" in one.claim
 
 
 @pytest.mark.parametrize(("what", "code"), [("missing", 2), ("file", 2), ("unfinished", 2)])
