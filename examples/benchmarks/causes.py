@@ -53,9 +53,9 @@ sys.path.insert(0, str(ORGANISMS))
 import corpus  # noqa: E402 - found only there
 
 RESULTS = ROOT / "examples" / "benchmarks" / "results" / "causes.jsonl"
-RADIUS = 0.15
+RADIUS = 0.3
 """Relative Frobenius change of every group. Fine-tunes of our organisms measure 0.05 to 0.4 a group."""
-STEPS, RATE = 200, 1e-3
+STEPS, RATE = 300, 1e-3
 LEAST_TAKEN = 0.5
 """Share of the prompts meant to flip that must have flipped."""
 MOST_PROMPTS = 80
