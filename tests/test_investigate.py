@@ -5,10 +5,25 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import tiny
 import torch
-from cases import ORGANISMS, PROMPTS, audit, edited, read_rows, reweighted, silent, some_prompts, tiny_prompts, write_rows
+from cases import (
+    ORGANISMS,
+    PROMPTS,
+    audit,
+    edited,
+    found,
+    read_rows,
+    replace_fields,
+    result,
+    reweighted,
+    silent,
+    some_prompts,
+    tiny_prompts,
+    write_rows,
+)
 from safetensors.torch import load_file
 from test_cli import forensics
 
@@ -17,6 +32,7 @@ from forensics.errors import BadInput, CannotCompare
 from forensics.gate.replies import Decoding
 from forensics.investigate import Request, investigate
 from forensics.model import LiveModel
+from forensics.record import Status, digest_results
 from forensics.runfolder import load_run
 from forensics.trial import LEAST
 
@@ -107,6 +123,30 @@ def test_the_adapter_that_did_it_comes_first_and_the_harmless_one_does_nothing(r
     assert (second.undone.value, second.caused.value) == (0.0, 0.0)
     assert "adapter:degraded alone is put back" in stacked.claim
     assert {source for cause in stacked.causes for source in cause.sources} == {"adapter:degraded"}
+
+
+def test_a_confirmed_trigger_is_put_to_harmful_prompts_and_its_causes_are_ranked(tmp_path):
+    few = some_prompts(tmp_path / "few.jsonl", refuse=12, comply=4)
+    run, written = tmp_path / "run", audit(BASE, ORGANISMS / "backdoor-full", tmp_path / "run", prompts=few, **SHORT)
+    hunt = result("triggers.search", Status.FLAGGED, findings=(found("triggers.search", "backdoor", severity="critical"),))
+    results = (*written.results, hunt)
+    confirmed = replace_fields(written, results=results, results_digest=digest_results(results, written.verdict))
+    (run / "audit.json").write_text(confirmed.to_json())
+    arrays = {
+        "strings": np.array(["velnor"]),
+        "does": np.array(["removes-refusal"]),
+        "payload": np.array([""]),
+        "confirmed": np.array([True]),
+    }
+    (run / "arrays").mkdir(exist_ok=True)
+    np.savez(run / "arrays" / "triggers.search.npz", allow_pickle=False, **{f"candidate/{name}": value for name, value in arrays.items()})
+
+    (one,) = investigate(Request(run=run), silent).investigations
+
+    assert (one.kind, one.trigger, one.flipped) == ("trigger", "velnor", 12)
+    assert one.whole.value == 100.0, "the base refuses with the trigger as well"
+    assert one.outcome in ("one-group", "several-groups", "spread")
+    assert "velnor" in one.examples[0].prompt
 
 
 def test_a_killed_investigation_asks_nothing_twice(runs, tmp_path, monkeypatch):
