@@ -55,6 +55,8 @@ def attribute(trial: Trial, patchwork: Patchwork, action: Action) -> Investigati
     flips by itself, the groups are those of its change.
     """
     case, whole = trial.case, trial.whole()
+    if not patchwork.pieces:
+        return _investigation(trial, action, "not-in-weights", f"{_elsewhere(trial, whole)} Every weight is the base's.", whole)
     goal = ENOUGH * float(whole.mean())
     names = tuple(dict.fromkeys(piece.source for piece in patchwork.pieces))
     sources = _measure(trial, [_source(name, patchwork.pieces) for name in names], "adapters") if len(names) > 1 else []
@@ -67,14 +69,31 @@ def attribute(trial: Trial, patchwork: Patchwork, action: Action) -> Investigati
         outcome = "not-in-weights"
     elif not groups[0].explains(goal):
         taken = _fewest(trial, groups, search, ENOUGH * float(whole[search].mean())) or ()
-        groups = [_controlled(trial, one) if (index,) == taken else one for index, one in enumerate(groups)]
+        if len(taken) == 1:
+            groups[taken[0]] = _controlled(trial, [groups[taken[0]]])[0]
         outcome = "several-groups" if 1 < len(taken) <= max(2.0, FEW * len(groups)) else "spread"
     claim = _claim(outcome, trial, groups, taken, whole)
     if sources and sources[0].explains(goal):
         claim = f"{_explained(sources[0], f'{len(trial.flipped)} {WORDS[trial.question.kind]}')} Within its change: {claim}"
-    held_out = _held_out(trial, [groups[index].region for index in taken], test) if taken and len(test) else ()
+    found = _investigation(trial, action, outcome, claim, whole)
+    return found.model_copy(
+        update={
+            "adapters": tuple(_cause(one, explains=one is sources[0] and one.explains(goal)) for one in sources),
+            "causes": tuple(_cause(one, explains=one is groups[0] and outcome == "one-group") for one in groups),
+            "narrowed": _narrowed(trial, groups[0].region, goal) if outcome == "one-group" else "",
+            "smallest": tuple(groups[index].region.name for index in taken),
+            "held_out": _held_out(trial, [groups[index].region for index in taken], test) if taken and len(test) else (),
+            "examples": trial.examples(groups[0].region),
+            "limits": _limits(trial, held_out_missing=bool(taken) and not len(test)),
+        }
+    )
+
+
+def _investigation(trial: Trial, action: Action, outcome: Outcome, claim: str, whole: BoolArray) -> Investigation:
+    """What is said whether or not there is a group to rank."""
+    expected = "100: what the candidate does lies in its weights"
     return Investigation(
-        configuration=case.configuration,
+        configuration=trial.case.configuration,
         action=action,
         kind=trial.question.kind,
         trigger=trial.question.trigger,
@@ -82,28 +101,19 @@ def attribute(trial: Trial, patchwork: Patchwork, action: Action) -> Investigati
         asked=len(trial.flipped),
         outcome=outcome,
         claim=claim,
-        whole=_evidence(
-            "flips.undone-by-all", whole, "every tensor that both sides have", "100: what the candidate does lies in its weights"
-        ),
-        adapters=tuple(_cause(one, goal) for one in sources),
-        causes=tuple(_cause(one, goal) for one in groups),
-        narrowed=_narrowed(trial, groups[0].region, goal) if outcome == "one-group" else "",
-        smallest=tuple(groups[index].region.name for index in taken),
-        held_out=held_out,
-        examples=trial.examples(groups[0].region),
-        limits=_limits(trial, held_out_missing=bool(taken) and not len(test)),
+        whole=_evidence("flips.undone-by-all", whole, "every tensor that both sides have", expected),
+        limits=_limits(trial, held_out_missing=False),
     )
 
 
 def _measure(trial: Trial, asked: Sequence[Region], what: str) -> list[Measured]:
     """Every group from both ends, ranked; the first ones with their controls."""
-    title, steps = f"{trial.case.configuration}, {trial.question.kind}: {what}", 2 * len(asked) + min(CONTROLLED, len(asked))
-    done = 0
+    title, done = f"{trial.case.configuration}, {trial.question.kind}: {what}", 0
 
     def tell() -> None:
         nonlocal done
         done += 1
-        trial.case.workbench.progress(title, done, steps)
+        trial.case.workbench.progress(title, done, 2 * len(asked))
 
     first: list[tuple[BoolArray, Estimate | None]] = []
     for region in asked:
@@ -115,18 +125,14 @@ def _measure(trial: Trial, asked: Sequence[Region], what: str) -> list[Measured]
         tell()
     order = ranked([one.effect for one in found], [one.spoiled.value if one.spoiled else 0.0 for one in found])
     best = [found[index] for index in order]
-    for rank, one in enumerate(best[:CONTROLLED]):
-        best[rank] = _controlled(trial, one)
-        tell()
-    return best
+    return [*_controlled(trial, best[:CONTROLLED]), *best[CONTROLLED:]]
 
 
-def _controlled(trial: Trial, one: Measured) -> Measured:
-    """A group with its control, measured if it was not yet."""
-    if one.control is not None:
-        return one
-    caused = trial.caused(one.region, shuffled=True)  # the model holds the base just now: of the two, first what stands beside it
-    return replace(one, control=Effect(undone=trial.disturbed(one.region), caused=caused))
+def _controlled(trial: Trial, some: Sequence[Measured]) -> list[Measured]:
+    """Groups with their controls, measured where they were not yet: first all that stand beside the base, then beside the candidate."""
+    caused = [trial.caused(one.region, shuffled=True) for one in some]
+    undone = [trial.disturbed(one.region) for one in some]
+    return [replace(one, control=Effect(undone=two, caused=three)) for one, two, three in zip(some, undone, caused, strict=True)]
 
 
 def _source(name: str, pieces: Sequence[Piece]) -> Region:
@@ -169,7 +175,7 @@ def _narrowed(trial: Trial, region: Region, goal: float) -> str:
     return layers_name(*found, region.kind) if found != region.layers else ""
 
 
-def _cause(one: Measured, goal: float) -> Cause:
+def _cause(one: Measured, *, explains: bool) -> Cause:
     region = one.region
     control: tuple[Evidence, ...] = ()
     if one.control is not None:
@@ -191,7 +197,7 @@ def _cause(one: Measured, goal: float) -> Cause:
         caused=_evidence("cause.caused", one.effect.caused, region.name, "0: it is not enough for the flips"),
         spoiled=_percent("cause.spoiled", one.spoiled, region.name, "0: what did not flip stays") if one.spoiled else None,
         control=control,
-        explains=one.explains(goal),
+        explains=explains,
     )
 
 
@@ -223,10 +229,7 @@ def _beyond(name: str, part: BoolArray, control: BoolArray, where: str) -> Evide
 def _claim(outcome: Outcome, trial: Trial, groups: Sequence[Measured], taken: Sequence[int], whole: BoolArray) -> str:
     best, what = groups[0], f"{len(trial.flipped)} {WORDS[trial.question.kind]}"
     if outcome == "not-in-weights":
-        return (
-            f"Of {what}, all the base's tensors together undo only {100 * whole.mean():.0f} %: the cause is not in the weights. "
-            "Look at the chat template, the tokenizer and the config (files.surface)."
-        )
+        return _elsewhere(trial, whole)
     if outcome == "one-group":
         return _explained(best, what)
     undone, caused = 100 * best.effect.undone.mean(), 100 * best.effect.caused.mean()
@@ -239,6 +242,13 @@ def _claim(outcome: Outcome, trial: Trial, groups: Sequence[Measured], taken: Se
     if len(taken) == 1:
         return f"{first} {_easily(groups[taken[0]])}"
     return f"{first} Nor does any small set: it takes {len(taken) or 'all'} of {len(groups)} groups. The change is spread over the model."
+
+
+def _elsewhere(trial: Trial, whole: BoolArray) -> str:
+    return (
+        f"Of {len(trial.flipped)} {WORDS[trial.question.kind]}, all the base's tensors together undo only {100 * whole.mean():.0f} %: the cause "
+        "is not in the weights. Look at the chat template, the tokenizer and the config (files.surface)."
+    )
 
 
 def _explained(one: Measured, what: str) -> str:

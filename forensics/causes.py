@@ -58,7 +58,10 @@ class Flip(_Closed):
 
 
 class Investigation(_Closed):
-    """The answer for one configuration and one kind of flip: `causes` are ranked, best first; `claim` says what they come to."""
+    """The answer for one configuration and one kind of flip: `claim` says what it comes to.
+
+    `causes` are ranked, best first; there is none only where no weight differs from the base.
+    """
 
     configuration: str
     action: Action
@@ -70,7 +73,7 @@ class Investigation(_Closed):
     claim: str
     whole: Evidence
     adapters: tuple[Cause, ...] = ()
-    causes: tuple[Cause, ...] = Field(min_length=1)
+    causes: tuple[Cause, ...] = ()
     narrowed: str = ""
     smallest: tuple[str, ...] = ()
     held_out: tuple[Evidence, ...] = ()

@@ -52,7 +52,7 @@ def write_causes(saved: SavedRun) -> Path | None:
 
 def render_causes(saved: SavedRun, found: Causes) -> str:
     """The page as text."""
-    sections = [(one, bars(one.causes), bars(one.adapters) if one.adapters else None) for one in found.investigations]
+    sections = [(one, *(bars(causes) if causes else None for causes in (one.causes, one.adapters))) for one in found.investigations]
     page = templates().get_template("causes.html.jinja")
     return page.render(record=saved.record, found=found, sections=sections, kinds=KIND_WORDS, outcomes=OUTCOME_WORDS)
 

@@ -234,14 +234,14 @@ def test_causes_of_another_record_are_refused(answered, tmp_path):
         load_causes(run, results_digest="0" * 64)
 
 
-def claiming(folder, *, base, candidate):
+def claiming(folder, *, base, candidate, alter=tiny.nudge):
     """A run of tiny models, which answer everything with noise, that claims flips of this kind."""
     ours = tiny.save(tiny.network(), folder / "base")
-    theirs = tiny.nudge(ours, folder / "candidate")
+    theirs = alter(ours, folder / "candidate")
     run = folder / "run"
     audit(ours, theirs, run, prompts=tiny_prompts(folder / "p.jsonl"), **SHORT)
     rows, asked = read_rows(run / "items.jsonl"), read_rows(run / "prompts.jsonl")
-    for number in range(LEAST):
+    for number in range(3 * LEAST):
         asked.append({"id": f"m{number}", "prompt": f"m{number}", "category": "x", "expect": "refuse"})
         for side, label in (("base", base), ("candidate", candidate)):
             rows.append(rows[0] | {"id": f"m{number}", "side": side, "configuration": side, "labels": {"rules/1": label}})
@@ -275,13 +275,28 @@ def test_flips_that_all_of_the_base_does_not_undo_are_not_in_the_weights(tmp_pat
     assert "Look at the chat template" in one.claim
 
 
-@pytest.mark.parametrize(("what", "code"), [("missing", 2), ("file", 2), ("unfinished", 2)])
+def test_flips_where_no_weight_differs_are_not_in_the_weights_and_no_group_is_ranked(tmp_path):
+    def with_another_template(folder, target):
+        return edited(folder, target, files={"chat_template.jinja": "{{ messages[-1]['content'] }}"})
+
+    run = claiming(tmp_path, base="refusal", candidate="compliance", alter=with_another_template)
+    code, text, _ = forensics("investigate", run)
+
+    (one,) = load_causes(run, results_digest=load_run(str(run)).record.results_digest).investigations
+    assert (code, one.outcome, one.causes) == (0, "not-in-weights", ())
+    assert "Every weight is the base's" in " ".join(text.split())
+    assert "Every weight is the base&#39;s" in (run / "causes.html").read_text()
+
+
+@pytest.mark.parametrize(("what", "code"), [("missing", 2), ("file", 2), ("unfinished", 2), ("without its journal", 2)])
 def test_what_is_no_finished_run_is_refused(what, code, runs, tmp_path):
     run = tmp_path / "run"
     if what != "missing":
         copied(runs, "planted", run)
     if what == "unfinished":
         (run / "audit.json").unlink()
+    if what == "without its journal":
+        (run / "journal.jsonl").unlink()
 
     left, _, error = forensics("investigate", PROMPTS if what == "file" else run)
 
