@@ -166,7 +166,7 @@ class Patchwork:
         self._pairs = {pair.name: pair for pair in case.pairs}
         self._adapters = {f"adapter:{adapter.name}": adapter for adapter in case.adapters}
         self.pieces = tuple(sorted((*self._own(), *self._worn()), key=lambda piece: (piece.layer, piece.tensor, piece.source)))
-        self._live = _live_tensors(model, self._pairs, {piece.tensor for piece in self.pieces})
+        self._live = self._placed(model, {piece.tensor for piece in self.pieces})
         self._by_tensor: dict[str, list[Piece]] = {}
         for piece in self.pieces:
             self._by_tensor.setdefault(piece.tensor, []).append(piece)
@@ -228,6 +228,48 @@ class Patchwork:
             )
         return Piece(tensor=tensor, source=source, layer=place(tensor).layer, kind=kind_of(tensor), change=change, base=base)
 
+    def _placed(self, model: LiveModel, needed: set[str]) -> dict[str, Any]:
+        """The live parameter of each stored tensor: by its name, by its end where wrappers put a prefix before it on either side, or,
+        where a loader calls it otherwise, as the only parameter left that holds its very values.
+
+        Raises:
+            CannotCompare: One of the `needed` ones is not found, or not as plain numbers.
+        """
+        with model.wearing(()) as whole:
+            every: dict[str, Any] = whole.state_dict(keep_vars=True)
+        live = {name: weight for name, weight in every.items() if weight.is_floating_point() and weight.device.type != "meta"}
+        found = {name: live[name] for name in self._pairs if name in live}
+        for name in self._pairs.keys() - found.keys():
+            ends = [other for other in live if other.endswith(f".{name}") or name.endswith(f".{other}")]
+            if len(ends) == 1:
+                found[name] = live[ends[0]]
+        taken = {id(weight) for weight in found.values()}
+        for name in sorted(needed - found.keys()):
+            left = {id(weight): weight for weight in live.values() if id(weight) not in taken and self._held_by(weight, name)}
+            if len(left) == 1:
+                found[name] = next(iter(left.values()))
+        lost = sorted(set(needed) - found.keys())
+        if lost:
+            raise CannotCompare(
+                f"{len(lost)} changed tensors are not in the live model as they are stored",
+                where=model.name,
+                details=tuple(lost),
+                hint="its loader fuses, converts or quantises them; save it with save_pretrained, and audit and investigate that",
+            )
+        return found
+
+    def _held_by(self, live: Tensor, name: str) -> bool:
+        """Whether a live tensor holds what the candidate's files hold under `name`, in the rows that both sides have."""
+        info, start = self._pairs[name].candidate, 0
+        if tuple(live.shape) != tuple(info.shape):
+            return False
+        for block in self._blocks(name, ours=False):
+            here = live[start : start + len(block)] if block.ndim else live
+            if not torch.equal(here, block.to(live)):
+                return False
+            start += len(block) if block.ndim else 0
+        return True
+
     def _drop_twins(self) -> None:
         """Where two stored tensors are one parameter in the live model, keep one; refuse where the base has two that differ."""
         owners: dict[int, list[str]] = {}
@@ -254,16 +296,12 @@ class Patchwork:
     def _refuse_others(self) -> None:
         """Refuse a live model that does not hold what the candidate's files hold: what is put back would go elsewhere."""
         for name in self._by_tensor:
-            live, start = self._live[name], 0
-            for block in self._blocks(name, ours=False):
-                here = live[start : start + len(block)] if block.ndim else live
-                if here.shape != block.shape or not torch.equal(here, block.to(live)):
-                    raise CannotCompare(
-                        f"the live model does not hold {name} as the candidate's files do",
-                        where=self._case.candidate.name,
-                        hint="its loader converts or quantises its weights; save it unquantised with save_pretrained and audit that",
-                    )
-                start += len(block) if block.ndim else 0
+            if not self._held_by(self._live[name], name):
+                raise CannotCompare(
+                    f"the live model does not hold {name} as the candidate's files do",
+                    where=self._case.candidate.name,
+                    hint="its loader converts or quantises its weights; save it unquantised with save_pretrained and audit that",
+                )
 
     @staticmethod
     def _as_loaded(piece: Piece) -> Mode:
@@ -331,27 +369,3 @@ def _shuffle(change: Tensor, key: str) -> Tensor:
     for axis in range(change.ndim):
         change = change.index_select(axis, torch.randperm(change.shape[axis], generator=generator))
     return change
-
-
-def _live_tensors(model: LiveModel, names: Collection[str], needed: Collection[str]) -> dict[str, Any]:
-    """The live parameter of each stored tensor, by its name or, where wrappers put a prefix before it on either side, by its end.
-
-    Raises:
-        CannotCompare: One of the `needed` ones is not found, or not as plain numbers.
-    """
-    with model.wearing(()) as whole:
-        live: dict[str, Any] = whole.state_dict(keep_vars=True)
-    found = {}
-    for name in names:
-        fits = [name] if name in live else [other for other in live if other.endswith(f".{name}") or name.endswith(f".{other}")]
-        if len(fits) == 1 and live[fits[0]].is_floating_point() and live[fits[0]].device.type != "meta":
-            found[name] = live[fits[0]]
-    lost = sorted(set(needed) - found.keys())
-    if lost:
-        raise CannotCompare(
-            f"{len(lost)} changed tensors are not in the live model under the names they are stored by",
-            where=model.name,
-            details=tuple(lost),
-            hint="its loader fuses, converts or quantises them; save it with save_pretrained, and audit and investigate that",
-        )
-    return found

@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 from cases import edited, grown, open_case, reconfigured, restacked, reweighted
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from forensics.errors import CannotCompare
 from forensics.model import open_model
@@ -162,6 +163,20 @@ def test_of_a_grown_vocabulary_the_rows_that_both_have_are_put_back(pairs, tmp_p
     assert torch.equal(now[tiny.VOCABULARY :], theirs[name][tiny.VOCABULARY :])
 
 
+def test_a_tensor_that_the_loader_calls_otherwise_is_found_by_its_values(tmp_path):
+    """transformers stores GPT-NeoX's head as embed_out and holds it as lm_head."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256}
+    network = GPTNeoXForCausalLM(GPTNeoXConfig(**shape, vocab_size=tiny.VOCABULARY, eos_token_id=256, tie_word_embeddings=False))
+    base = tiny.save(network, tmp_path / "base")
+    with open_case(base, tiny.nudge(base, tmp_path / "moved"), tmp_path / "run") as case:
+        model = case.model("candidate")
+        with Patchwork(case, model) as patchwork:
+            assert "embed_out.weight" in {piece.tensor for piece in patchwork.pieces}
+            patchwork.show(Mode.BASE)
+            assert same(values(model), values(open_model(case.base, device="cpu")))
+
+
 def test_tensors_that_did_not_move_are_no_pieces(pairs, tmp_path):
     base, _ = pairs["llama"]
     moved = reweighted(base, tmp_path / "moved", lambda held: held["model.layers.0.mlp.up_proj.weight"].mul_(1.1))
@@ -238,5 +253,5 @@ def test_a_tensor_that_the_live_model_calls_otherwise_is_refused(pairs, tmp_path
     stranger = edited(pairs["gpt2"][0], tmp_path / "stranger")
     with open_case(base, candidate, tmp_path / "run") as case:
         other = open_model(replace(case.candidate, path=stranger), device="cpu")
-        with pytest.raises(CannotCompare, match="not in the live model under the names"):
+        with pytest.raises(CannotCompare, match="not in the live model as they are stored"):
             Patchwork(case, other)
