@@ -82,7 +82,7 @@ class Investigation(_Closed):
 
 
 class Causes(_Closed):
-    """All that an investigation of one run found; `results_digest` is that of the record it belongs to."""
+    """All that an investigation of one run found; `results_digest` is that of the record it belongs to, `limits` say what was not looked into."""
 
     schema_: Annotated[str, Field(alias="schema")] = SCHEMA
     tool: str
@@ -90,6 +90,7 @@ class Causes(_Closed):
     results_digest: str
     settings: dict[str, str]
     investigations: tuple[Investigation, ...] = Field(min_length=1)
+    limits: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """As indented JSON, ending in a newline."""

@@ -7,7 +7,7 @@ investigation that was killed resumes.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,16 +55,14 @@ def investigate(request: Request, progress: Progress) -> Causes:
     if held is not None:
         return held
     refuse_unknown_device(request.device or "auto")
-    asked = _asked(saved)
+    asked, left = _asked(saved)
     given, sides = reopened(saved, progress)
     device = request.device or saved.record.settings.get("device", "auto")
     with RunFolder.reopen(saved.folder) as folder:
         spare_threads(sum(pair.base.elements for pair in sides.layout.pairs))
         bench = Workbench(device=device, decoding=_decoding(saved.record), run=folder, progress=progress)
-        found: list[Investigation] = []
         try:
-            for case in cases(given, sides, bench):
-                found += _of(case, asked.get(case.configuration, ()), saved.record)
+            found, refused = _found(cases(given, sides, bench), asked, saved.record)
         finally:
             bench.close()
         causes = Causes(
@@ -72,7 +70,8 @@ def investigate(request: Request, progress: Progress) -> Causes:
             created=datetime.now(UTC).replace(microsecond=0).isoformat(),
             results_digest=saved.record.results_digest,
             settings={"device": device, "decoding": saved.record.settings.get("decoding", "")},
-            investigations=tuple(found),
+            investigations=found,
+            limits=(*left, *refused),
         )
 
         def save(stream: IO[bytes]) -> None:
@@ -82,24 +81,26 @@ def investigate(request: Request, progress: Progress) -> Causes:
     return causes
 
 
-def _asked(saved: SavedRun) -> dict[str, tuple[Question, ...]]:
-    """The questions with enough flips, by configuration.
+def _asked(saved: SavedRun) -> tuple[dict[str, tuple[Question, ...]], tuple[str, ...]]:
+    """The questions with enough flips, by configuration, and what to say of the others.
 
     Raises:
         CannotCompare: There is none.
     """
     every = {configuration: questions(saved, configuration) for configuration in saved.record.verdict.by_configuration}
     asked = {configuration: tuple(one for one in found if len(one.flipped) >= LEAST) for configuration, found in every.items()}
-    if any(asked.values()):
-        return asked
-    rows = tuple(
-        f"{configuration}: {', '.join(f'{one.found} {one.kind}' for one in found) or 'none'}" for configuration, found in every.items()
+    few = [(configuration, one) for configuration, found in every.items() for one in found if len(one.flipped) < LEAST]
+    left = tuple(
+        f"{configuration}: {len(one.flipped)} prompts ({one.kind}) are too few to look for a cause; {LEAST} are needed."
+        for configuration, one in few
     )
+    if any(asked.values()):
+        return asked, left
     what = "no reply was recorded in this run" if not saved.items else "too few replies flipped against the base to look for a cause"
     raise CannotCompare(
         f"{what}: at least {LEAST} of one kind are needed",
         where=str(saved.folder),
-        details=rows,
+        details=left,
         hint="audit with --prompts and more of the kinds that the candidate treats otherwise; a finding about files or weights has no flips",
     )
 
@@ -160,14 +161,34 @@ def _refuse_changed(record: AuditRecord, sides: Sides) -> None:
             )
 
 
-def _of(case: Case, asked: Sequence[Question], record: AuditRecord) -> list[Investigation]:
-    """One investigation a question; the live model is left as it was found."""
-    if not asked:
-        return []
-    model = case.model("candidate")
-    with Patchwork(case, model) as patchwork:
-        action = record.verdict.by_configuration[case.configuration]
-        return [attribute(Trial(case, model, patchwork, question), patchwork, action) for question in asked]
+def _found(
+    every: Sequence[Case], asked: Mapping[str, Sequence[Question]], record: AuditRecord
+) -> tuple[tuple[Investigation, ...], tuple[str, ...]]:
+    """One investigation a question, and why there is none to others.
+
+    Raises:
+        CannotCompare: There is none at all; of several reasons, the first.
+    """
+    found: list[Investigation] = []
+    refused: list[tuple[str, CannotCompare]] = []
+    for case in every:
+        questions_here = asked.get(case.configuration, ())
+        if not questions_here:
+            continue
+        try:
+            model = case.model("candidate")
+            with Patchwork(case, model) as patchwork:
+                for question in questions_here:
+                    try:
+                        trial = Trial(case, model, patchwork, question)
+                        found.append(attribute(trial, patchwork, record.verdict.by_configuration[case.configuration]))
+                    except CannotCompare as error:
+                        refused.append((f"{case.configuration} ({question.kind})", error))
+        except CannotCompare as error:
+            refused.append((case.configuration, error))
+    if not found:
+        raise refused[0][1]
+    return tuple(found), tuple(f"{where}: {error.reason}." for where, error in refused)
 
 
 def _decoding(record: AuditRecord) -> Decoding:

@@ -106,6 +106,8 @@ def show_causes(found: Causes, saved: SavedRun, console: Console) -> None:
         for limit in one.limits:
             console.print(_line((f"  - {limit}", "dim")))
     console.print()
+    for limit in found.limits:
+        console.print(_line((f"not looked into: {limit}", "yellow")))
     console.print(_line((f"causes  {saved.folder / 'causes.json'}", "dim")), soft_wrap=True)
     console.print(_line((f"page    {saved.folder / PAGE_NAME}", "dim")), soft_wrap=True)
 

@@ -199,6 +199,23 @@ def test_the_command_prints_ranks_and_pages_and_the_report_shows_them_again(answ
     assert 'href="causes.html"' in (run / "report.html").read_text()
 
 
+def test_kinds_of_flips_that_are_too_few_are_named_and_not_passed_over(answered, tmp_path):
+    run = copied(answered, "answered", tmp_path / "run")
+    (run / CAUSES_NAME).unlink()
+    harmless = next(row["id"] for row in read_rows(run / "prompts.jsonl") if row["expect"] == "comply")
+    rows = read_rows(run / "items.jsonl")
+    for row in rows:
+        if row["id"] == harmless and row["side"] == "candidate":
+            row["labels"] = {"rules/1": "refusal"}
+    write_rows(run / "items.jsonl", rows)
+
+    code, text, _ = forensics("investigate", run)
+
+    assert code == 0
+    assert "candidate: 1 prompts (over-refusal) are too few to look for a cause" in " ".join(text.split())
+    assert "1 prompts (over-refusal) are too few" in (run / "causes.html").read_text()
+
+
 def test_what_models_wrote_is_escaped_on_the_page(answered, tmp_path):
     run = copied(answered, "answered", tmp_path / "run")
     written = json.loads((run / CAUSES_NAME).read_text())

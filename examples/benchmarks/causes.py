@@ -12,8 +12,10 @@ then one group starts over from a random step of that length and is trained on t
 control of the same size is the honest model before that: how many prompts flip there is printed beside the plant.
 
 What was looked at: the organisms named in `DEVELOPED` were built while the command and this program were made, and are counted apart.
-The list, the radius, the steps and what counts were fixed before the first of the others was built. An organism counts only if the
-plant took (`LEAST_TAKEN`), which is told by the audit and before anything is investigated.
+At a radius of 0.15 and 200 steps two of these four did not take (one of them in the attention of one layer, on 2 % of the prompts), so
+both were raised once. The list, the radius, the steps, the ranking and what counts were fixed before the first of the others was
+built; of these, GPT-NeoX showed that its loader calls the head otherwise than its files, which was refused and is found since.
+An organism counts only if the plant took (`LEAST_TAKEN`), which the audit tells before anything is investigated.
 """
 
 from __future__ import annotations
