@@ -23,6 +23,8 @@ IN_WEIGHTS = 0.5
 """Share of the flips that the base's tensors all together must undo; else the cause lies elsewhere in the files."""
 CONTROLLED = 3
 """Groups, best first, whose control is measured: it takes two more rounds of replies each."""
+LEANS = 0.5
+"""Share of the flips below which a group that explains them is said to lean on the rest of the change."""
 FEW = 0.5
 """Share of the groups from which a set that explains the flips is no place any more: the change is spread."""
 WORDS = {
@@ -254,10 +256,12 @@ def _elsewhere(trial: Trial, whole: BoolArray) -> str:
 def _explained(one: Measured, what: str) -> str:
     """What to say of a group, or an adapter, that explains the flips by itself."""
     assert one.control is not None, "what explains was held against its control"
+    undone, caused = 100 * one.effect.undone.mean(), 100 * one.effect.caused.mean()
+    leaning = " It is needed and not enough: what it does leans on the rest of the change." if caused < 100 * LEANS else ""
     return (
-        f"Of {what}, {100 * one.effect.undone.mean():.0f} % are undone when {one.region.name} alone is put back to the base, and "
-        f"{100 * one.effect.caused.mean():.0f} % flip in the base when it alone is changed. A change of the same size there, shuffled: "
-        f"{100 * one.control.undone.mean():.0f} % and {100 * one.control.caused.mean():.0f} %."
+        f"Of {what}, {undone:.0f} % are undone when {one.region.name} alone is put back to the base, and {caused:.0f} % flip in the base when "
+        f"it alone is changed. A change of the same size there, shuffled: {100 * one.control.undone.mean():.0f} % and "
+        f"{100 * one.control.caused.mean():.0f} %.{leaning}"
     )
 
 
