@@ -274,6 +274,31 @@ def _part(
     raise typer.Exit(0 if looked else 3)
 
 
+@app.command(epilog="**Example:**  `forensics investigate case-17`\n\n" + PART_EXIT_CODES)
+def investigate(
+    run: Annotated[str, typer.Argument(help="Folder that `forensics audit` wrote; its models must lie where they lay.", metavar="RUN")],
+    device: Annotated[
+        str, typer.Option("--device", rich_help_panel=RUNNING, help="cpu, cuda, cuda:1 or auto (default: the audit's).")
+    ] = "",
+    json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find what made replies flip: put the base's tensors back group by group, or drop one adapter at a time, and ask again."""
+    with _told(), _progress(quiet=quiet) as progress:
+        from forensics.investigate import Request
+        from forensics.investigate import investigate as look
+
+        found = look(Request(run=Path(run), device=device), progress)
+    with _told():
+        saved = _write_page(Path(run))
+        if json:
+            sys.stdout.write(found.to_json())
+        elif not quiet:
+            from reports.causes import show_causes
+
+            show_causes(found, saved, Console())
+
+
 @app.command(epilog="**Example:**  `forensics report case-17`")
 def report(
     run: Annotated[str, typer.Argument(help="Folder that `forensics audit` wrote.", metavar="RUN")],
@@ -321,11 +346,13 @@ def policy() -> None:
 
 
 def _write_page(folder: Path) -> SavedRun:
-    """Write report.html of a finished run, and return the run."""
+    """Write report.html of a finished run, and causes.html if it was investigated, and return the run."""
     from forensics.runfolder import load_run
+    from reports.causes import write_causes
     from reports.html import write_page
 
     saved = load_run(str(folder))
+    write_causes(saved)
     write_page(saved)
     return saved
 

@@ -121,7 +121,7 @@ def run(request: Request, progress: Progress) -> Outcome:
         spare_threads(sum(pair.base.elements for pair in sides.layout.pairs))
         bench = Workbench(device=request.device, decoding=request.decoding, run=run_folder, progress=progress)
         try:
-            for case in _cases(request, sides, bench):
+            for case in cases(request, sides, bench):
                 _run_checks(case, checks, run_folder)
         finally:
             bench.close()
@@ -276,13 +276,14 @@ def configurations(sides: Sides) -> tuple[tuple[str, tuple[Adapter, ...]], ...]:
     return tuple(rows)
 
 
-def _cases(request: Request, sides: Sides, bench: Workbench) -> list[Case]:
+def cases(request: Request, sides: Sides, bench: Workbench) -> list[Case]:
+    """A case for each configuration."""
     own = sides.candidate if has_tokenizer(sides.candidate) else sides.base
-    cases = []
+    found = []
     for configuration, adapters in configurations(sides):
         # The adapter put on last brings the tokenizer a user would load, if it brings one at all.
         surface = next((adapter for adapter in reversed(adapters) if has_tokenizer(adapter)), own)
-        cases.append(
+        found.append(
             Case(
                 base=sides.base,
                 candidate=sides.candidate,
@@ -298,7 +299,7 @@ def _cases(request: Request, sides: Sides, bench: Workbench) -> list[Case]:
                 workbench=bench,
             )
         )
-    return cases
+    return found
 
 
 def _run_checks(case: Case, checks: Sequence[Check], run_folder: RunFolder) -> None:

@@ -81,6 +81,22 @@ class RunFolder:
                 path.rmdir()
             raise
 
+    @classmethod
+    def reopen(cls, path: Path) -> RunFolder:
+        """Open a run that is there already, whatever it is of, to write beside what it holds.
+
+        Raises:
+            BadInput: There is no run in `path`, or another process is using it.
+        """
+        start = next(iter(_lines_of(path / JOURNAL_NAME)), {})
+        if not isinstance(start.get("key"), str):
+            raise BadInput(
+                "this folder has no journal, so it is not the folder of a run",
+                where=str(path),
+                hint="give a folder that `forensics audit --out` wrote",
+            )
+        return cls(path, key=start["key"], created="")
+
     def __enter__(self) -> RunFolder:
         return self
 

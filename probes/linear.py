@@ -94,8 +94,10 @@ def sensitivity_interval(positive: Array, negative: Array, *, seed: int, false_p
     return Estimate(value=value, low=min(float(low), value), high=max(float(high), value), n=len(positive) + len(negative))
 
 
-def share_interval(count: int, n: int) -> Estimate:
+def share_interval(count: float, n: int) -> Estimate:
     """A share with its 95 % score interval (Wilson 1927), which keeps its width at 0 and 1.
+
+    `count` may be the sum of values in [0, 1] as well: none vary more than as many 0 and 1, so the interval is wide enough.
 
     Raises:
         ValueError: There is no case, or more hits than cases.

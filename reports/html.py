@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
-from jinja2 import Environment
+from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from forensics.causes import CAUSES_NAME
 from forensics.record import Action, CheckResult, Evidence, Item, Rule, Status
 from forensics.runfolder import SavedRun, disk_error, write_text
 from forensics.verdict import detectable_name
@@ -96,11 +96,9 @@ def write_page(saved: SavedRun) -> Path:
 
 def render(saved: SavedRun) -> str:
     """The page as text."""
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"measured": measured, "number": number, "printable": printable}
-    source = resources.files("reports").joinpath("templates/report.html.jinja").read_text(encoding="utf-8")
     verdict = saved.record.verdict
-    return environment.from_string(source).render(
+    page = templates().get_template("report.html.jinja")
+    return page.render(
         record=saved.record,
         headline=ACTION_WORDS[verdict.action],
         next_step=NEXT_STEPS[verdict.action],
@@ -110,8 +108,20 @@ def render(saved: SavedRun) -> str:
         exit_words=EXIT_WORDS[verdict.exit_code],
         looked=[Status.NO_FINDING, Status.FLAGGED],
         arms=ARMS,
-        svg=lambda drawing: Markup(drawing.svg),  # noqa: S704 - our own drawing; names in it went through matplotlib's escaping
+        causes=(saved.folder / CAUSES_NAME).exists(),
     )
+
+
+def templates() -> Environment:
+    """The templates of all pages, with what they write numbers, names and drawings by."""
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=PackageLoader("reports"))
+    environment.filters |= {"measured": measured, "number": number, "printable": printable}
+    environment.globals["svg"] = _svg
+    return environment
+
+
+def _svg(drawing: Drawing) -> Markup:
+    return Markup(drawing.svg)  # noqa: S704 - our own drawing; names in it went through matplotlib's escaping
 
 
 def _section(saved: SavedRun, configuration: str) -> Section:

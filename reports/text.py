@@ -57,8 +57,9 @@ def show(saved: SavedRun, console: Console) -> None:
     code = verdict.exit_code
     console.print(_line((f"valid until {record.valid_until[:10]}   policy {record.policy.name}   exit {code} ({EXIT_WORDS[code]})", "dim")))
     console.print(_line((f"record  {saved.folder / 'audit.json'}", "dim")), soft_wrap=True)
-    if (saved.folder / "report.html").exists():
-        console.print(_line((f"page    {saved.folder / 'report.html'}", "dim")), soft_wrap=True)
+    for label, page in (("page  ", "report.html"), ("causes", "causes.html")):
+        if (saved.folder / page).exists():
+            console.print(_line((f"{label}  {saved.folder / page}", "dim")), soft_wrap=True)
 
 
 def show_results(saved: SavedRun, console: Console) -> None:

@@ -30,7 +30,14 @@ MAY_IMPORT = {
     "forensics": {"probes"},
     "probes": set(),
 }
-SEEN_BY_REPORTS = {"forensics.record", "forensics.runfolder", "forensics.prompts", "forensics.errors", "forensics.verdict"}
+SEEN_BY_REPORTS = {
+    "forensics.record",
+    "forensics.causes",
+    "forensics.runfolder",
+    "forensics.prompts",
+    "forensics.errors",
+    "forensics.verdict",
+}
 FLOORS = (
     ("errors", "record"),
     (
@@ -53,6 +60,7 @@ FLOORS = (
         "layers",
         "alignment",
         "runfolder",
+        "causes",
         "roles",
         "deltas",
         "adapters",
@@ -76,10 +84,11 @@ FLOORS = (
         "hunt.stages",
         "hunt.confirm",
         "hunt.pursuit",
+        "flips",
     ),
-    ("case", "differ", "readout", "invariants", "parents"),
+    ("case", "differ", "readout", "invariants", "parents", "restore", "trial", "attribute"),
     ("checks",),
-    ("audit",),
+    ("audit", "investigate"),
 )
 """Modules of forensics/ by floor, each left to right. A check is on the floor of `checks` by its place."""
 PLACES = {name: (floor, position) for floor, names in enumerate(FLOORS) for position, name in enumerate(names)}

@@ -1,0 +1,121 @@
+"""What an investigation says: `causes.json` beside a record, which it cites and does not change.
+
+Numbers are `Evidence`, as in the record; types are closed, and refuse numbers that are not finite.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from forensics.errors import BadInput
+from forensics.record import Action, Evidence
+
+SCHEMA = "forensics.causes/1"
+CAUSES_NAME = "causes.json"
+FlipKind = Literal["lost-refusal", "over-refusal", "trigger"]
+Outcome = Literal["one-group", "several-groups", "spread", "not-in-weights"]
+
+
+class _Closed(BaseModel):
+    """Base of everything in the file: frozen, closed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Cause(_Closed):
+    """One group of tensors (or one adapter whole), and what its change does.
+
+    `layers` are its first and last layer, None where its tensors are in no layer or it is an adapter. `change` is the Frobenius norm
+    of its change over that of the base's tensors in it. `control` is empty where the group was not among the first.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    kind: str
+    layers: tuple[int, int] | None
+    tensors: int
+    change: FiniteFloat
+    effect: Evidence
+    undone: Evidence
+    caused: Evidence
+    spoiled: Evidence | None
+    control: tuple[Evidence, ...] = ()
+    explains: bool = False
+
+
+class Flip(_Closed):
+    """One prompt that the candidate answers in another way: what both said, and what was said with the first cause put back."""
+
+    prompt: str
+    category: str
+    base: str
+    candidate: str
+    restored: str
+
+
+class Investigation(_Closed):
+    """The answer for one configuration and one kind of flip: `claim` says what it comes to.
+
+    `causes` are ranked, best first; there is none only where no weight differs from the base.
+    """
+
+    configuration: str
+    action: Action
+    kind: FlipKind
+    trigger: str = ""
+    flipped: int
+    asked: int
+    outcome: Outcome
+    claim: str
+    whole: Evidence
+    adapters: tuple[Cause, ...] = ()
+    causes: tuple[Cause, ...] = ()
+    narrowed: str = ""
+    smallest: tuple[str, ...] = ()
+    held_out: tuple[Evidence, ...] = ()
+    examples: tuple[Flip, ...] = ()
+    limits: tuple[str, ...] = ()
+
+
+class Causes(_Closed):
+    """All that an investigation of one run found; `results_digest` is that of the record it belongs to, `limits` say what was not looked into."""
+
+    schema_: Annotated[str, Field(alias="schema")] = SCHEMA
+    tool: str
+    created: str
+    results_digest: str
+    settings: dict[str, str]
+    investigations: tuple[Investigation, ...] = Field(min_length=1)
+    limits: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """As indented JSON, ending in a newline."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1, allow_nan=False) + "\n"
+
+
+def load_causes(folder: Path, *, results_digest: str) -> Causes | None:
+    """What was found about the run in `folder`; None if it was not investigated.
+
+    Raises:
+        BadInput: The file is damaged, of another schema, or belongs to another record.
+    """
+    file = folder / CAUSES_NAME
+    if not file.exists():
+        return None
+    try:
+        found = Causes.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise BadInput(
+            "the saved investigation cannot be read", where=str(file), hint="remove this file and run `forensics investigate` again"
+        ) from error
+    if found.schema_ != SCHEMA or found.results_digest != results_digest:
+        raise BadInput(
+            f"the saved investigation is of another schema than {SCHEMA}, or belongs to another audit",
+            where=str(file),
+            hint="remove this file and run `forensics investigate` again",
+        )
+    return found
