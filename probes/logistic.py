@@ -18,7 +18,7 @@ from scipy import linalg, special
 Floats = NDArray[np.floating]
 Array = NDArray[np.float64]
 FLAT = 1e-12
-"""Spread below which a column is left as it is: dividing by it would blow up rounding."""
+"""Spread below which, or below the rounding of its mean, a column is left as it is: dividing by it would blow up that rounding."""
 NEWTON, CONJUGATE, SEARCHED = 60, 400, 6
 """Most Newton steps and most steps within one, which stop long before; and looks for the best length of a step."""
 SETTLED = 1e-4
@@ -54,7 +54,8 @@ def scaling_of(rows: Floats) -> Scaling:
     """Mean and standard deviation of the columns of `[n, d]`; a column that does not vary gets spread 1."""
     middle = rows.mean(axis=0)
     spread = rows.std(axis=0)
-    return Scaling(middle=middle, spread=np.where(spread > FLAT, spread, np.ones_like(spread)))
+    rounding = 4.0 * np.finfo(rows.dtype).eps * np.abs(middle)
+    return Scaling(middle=middle, spread=np.where(spread > np.maximum(FLAT, rounding), spread, np.ones_like(spread)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,6 +326,9 @@ def fit_discriminant(held: Span, labels: NDArray[np.bool_], shrinkage: float | N
     aside = np.where(y, 1.0 / y.sum(), -1.0 / (~y).sum())
     inner = _within(held, y)
     level = share * float(np.trace(inner)) / n / width
+    prior = float(np.log(y.sum() / (~y).sum()))
+    if level <= 0.0:  # rows of a kind do not differ at all, as before a model has mixed tokens: nothing is said by them
+        return held.probe(np.zeros(n), prior)
     far = np.asarray(held.times(aside[:, None].astype(held.rows.dtype)), dtype=np.float64)[:, 0]
     if share < 1.0:
         mixed = inner + np.eye(n) * (level * n / (1.0 - share))
@@ -332,7 +336,7 @@ def fit_discriminant(held: Span, labels: NDArray[np.bool_], shrinkage: float | N
     weights = aside / level
     scores = np.asarray(held.times(weights[:, None].astype(held.rows.dtype)), dtype=np.float64)[:, 0]
     middle = (scores[y].mean() + scores[~y].mean()) / 2.0
-    return held.probe(weights, float(np.log(y.sum() / (~y).sum()) - middle))
+    return held.probe(weights, float(prior - middle))
 
 
 def shrinkage_of(held: Span, labels: NDArray[np.bool_]) -> float:

@@ -30,7 +30,14 @@ MAY_IMPORT = {
     "forensics": {"probes"},
     "probes": set(),
 }
-SEEN_BY_REPORTS = {"forensics.record", "forensics.runfolder", "forensics.prompts", "forensics.errors", "forensics.verdict"}
+SEEN_BY_REPORTS = {
+    "forensics.record",
+    "forensics.kept",
+    "forensics.runfolder",
+    "forensics.prompts",
+    "forensics.errors",
+    "forensics.verdict",
+}
 FLOORS = (
     ("errors", "record"),
     (
@@ -57,6 +64,7 @@ FLOORS = (
         "deltas",
         "adapters",
         "bank",
+        "kept",
     ),
     ("anatomy", "model", "verdict"),
     (
@@ -76,9 +84,9 @@ FLOORS = (
         "hunt.confirm",
         "hunt.pursuit",
     ),
-    ("case", "differ", "readout", "invariants", "parents"),
+    ("case", "differ", "readout", "invariants", "parents", "concept", "watching"),
     ("checks",),
-    ("audit",),
+    ("audit", "probing"),
 )
 """Modules of forensics/ by floor, each left to right. A check is on the floor of `checks` by its place."""
 PLACES = {name: (floor, position) for floor, names in enumerate(FLOORS) for position, name in enumerate(names)}

@@ -95,6 +95,16 @@ def test_a_column_that_never_varies_takes_no_part():
     assert np.isfinite(found.vector).all()
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_rows_that_are_all_the_same_say_nothing(kind):
+    """The embedding of a template's last token is the same for every prompt; what its mean rounds to must not become a signal."""
+    rows, labels = np.tile(np.random.default_rng(0).normal(size=50).astype(kind) * 0.1, (30, 1)), np.arange(30) < 10
+
+    for found in (fit_logistic(span(rows), labels).probe(), fit_discriminant(span(rows), labels)):
+        assert np.abs(found.vector).max() < 1e-6
+        assert found.intercept == pytest.approx(np.log(0.5), abs=1e-6)
+
+
 def test_what_cannot_be_fitted_is_refused():
     rows, labels = drawn(20, 30)
     for wrong, match in ((np.ones(20, dtype=bool), "both kinds"), (np.zeros(20, dtype=bool), "both kinds"), (labels[:10], "every row")):
