@@ -125,8 +125,8 @@ def fit(case: Case, prompts: Sequence[Prompt]) -> Fitted:
             where="--prompts",
             hint=f"{3 * texts_needed(WANTED)} let a threshold promise {WANTED:.0%} false alarms and be held against it",
         )
-    third = len(prompts) // 3
-    parts = stratified_parts([prompt.category for prompt in prompts], [third, third, third], seed=case.seed)
+    parts = thirds(prompts, seed=case.seed)
+    third = len(parts[0])
     directions = written(case)
     control = directions.random(case.seed)
     watches, alarms = [], []
@@ -151,6 +151,12 @@ def fit(case: Case, prompts: Sequence[Prompt]) -> Fitted:
         limits=_limits(third, ours),
         fitted=f"{third} clean prompts for the range, {third} for the threshold, {third} to judge it",
     )
+
+
+def thirds(prompts: Sequence[Prompt], *, seed: int) -> tuple[tuple[int, ...], ...]:
+    """Which prompts set the range, which the threshold, and which judge both; categories in their proportion."""
+    third = len(prompts) // 3
+    return stratified_parts([prompt.category for prompt in prompts], [third, third, third], seed=seed)
 
 
 def _count(name: str, value: float, unit: str, where: str, expected: str) -> Evidence:
