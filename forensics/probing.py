@@ -14,7 +14,7 @@ import numpy as np
 from forensics import __version__
 from forensics.audit import Request, Sides, cases_of, open_sides, refuse_unknown_device, run_key
 from forensics.case import Case
-from forensics.concept import POSITION, Kinds, activations, follow, learn, read_kinds
+from forensics.concept import POSITION, Kinds, activations, contrast_pairs, follow, learn, read_kinds
 from forensics.errors import BadInput, CannotCompare
 from forensics.gate.replies import Progress, Side
 from forensics.kept import (
@@ -39,6 +39,8 @@ from forensics.runfolder import RunFolder
 from forensics.workbench import Workbench, spare_threads
 from probes.logistic import Probe
 
+DEFECTION = "defection"
+METHODS = ("logistic regression, C = 1, on standardised columns", "difference of means at the last token of a given answer")
 CREATED = "%Y-%m-%dT%H:%M:%S+00:00"
 
 
@@ -51,6 +53,7 @@ class Wanted:
     negative: Path | None = None
     layer: int | None = None
     watch: bool = False
+    defection: bool = False
     saved: Path | None = None
 
 
@@ -62,13 +65,17 @@ def conduct(request: Request, wanted: Wanted, progress: Progress) -> Kept | Scor
         CannotCompare: The models are not those of a kept probe, an activation is not finite, or the sides are built differently.
     """
     alone = _alone(request)
-    fitting = wanted.positive is not None or wanted.negative is not None
-    if fitting + wanted.watch + (wanted.saved is not None) > 1:
-        raise BadInput(
-            "these options ask for two things", where="forensics probe", hint="--positive with --negative, or --watch, or --apply"
-        )
+    files = wanted.positive is not None or wanted.negative is not None
+    if files + wanted.defection + wanted.watch + (wanted.saved is not None) > 1:
+        hint = "--positive with --negative, or --defection, or --watch, or --apply"
+        raise BadInput("these options ask for two things", where="forensics probe", hint=hint)
+    fitting = files or wanted.defection
     if not fitting and wanted.layer is not None:
-        raise BadInput("--layer says where a probe is fitted, and none is", where="--layer", hint="give --positive and --negative with it")
+        raise BadInput(
+            "--layer says where a probe is fitted, and none is",
+            where="--layer",
+            hint="give --positive and --negative, or --defection, with it",
+        )
     if (wanted.watch or not (fitting or wanted.saved)) and alone:
         raise BadInput(
             "there is no CANDIDATE",
@@ -93,7 +100,7 @@ def fit(request: Request, wanted: Wanted, progress: Progress) -> Kept:
         CannotCompare: An activation is not finite, or the candidate is built otherwise than the base.
     """
     refuse_unknown_device(request.device)
-    name = wanted.name or ("weight-change" if wanted.watch else "concept")
+    name = wanted.name or ("weight-change" if wanted.watch else DEFECTION if wanted.defection else "concept")
     kinds = None if wanted.watch else _kinds(wanted)
     clean = tuple(load_prompts(path, plain=True) for path in request.prompts)
     sides = open_sides(replace(request, prompts=()), (), progress)
@@ -109,6 +116,8 @@ def fit(request: Request, wanted: Wanted, progress: Progress) -> Kept:
 
 
 def _kinds(wanted: Wanted) -> Kinds:
+    if wanted.defection:
+        return contrast_pairs(DEFECTION)
     if wanted.positive is None or wanted.negative is None:
         raise BadInput(
             "a probe is fitted to two kinds of prompts, and one is missing",
@@ -132,7 +141,7 @@ def _concept(request: Request, cases: Sequence[Case], kinds: Kinds, wanted: Want
         layer=learned.layer,
         position=POSITION,
         site=learned.layers[learned.layer].site,
-        fitted=f"logistic regression, C = 1, on standardised columns; {positive} positive and {negative} negative prompts",
+        fitted=f"{METHODS[bool(kinds.answers)]}; {positive} positive and {negative} negative prompts",
         threshold=learned.threshold,
         prompts=tuple(_source(found) for found in kinds.sets),
         evidence=learned.evidence,
@@ -246,7 +255,7 @@ def _read(card: Card, arrays: Arrays, case: Case, prompts: Sequence[Prompt], *, 
         )
     if not 0 <= card.layer <= case.subject(side).anatomy().layers:
         raise damaged
-    rows = activations(case, side, prompts, [card.layer])[:, 0]
+    rows = activations(case, side, prompts, layers=[card.layer])[:, 0]
     if rows.shape[1] != len(vector):
         raise damaged
     return [float(score) for score in Probe(vector=vector, intercept=float(intercept[0])).score(rows)]

@@ -43,30 +43,44 @@ class Crossed:
     shuffled: Array
 
 
-def cross_fit(
-    rows: Floats, labels: Labels, folds: Sequence[tuple[Indices, Indices]], *, shuffles: int = 0, seed: int = 0, discriminants: bool = False
-) -> Crossed:
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How probes are fitted: with so many shuffled label sets, by their own seed, with discriminants beside them, or by means alone."""
+
+    shuffles: int = 0
+    seed: int = 0
+    discriminants: bool = False
+    by_means: bool = False
+
+
+def cross_fit(rows: Floats, labels: Labels, folds: Sequence[tuple[Indices, Indices]], plan: Plan = Plan()) -> Crossed:
     """Fit every layer of `[n, layers, d]` rows once a fold; real labels and shuffled ones share what is expensive about it.
 
     Raises:
         ValueError: A fold holds one kind only, or a value is not finite.
     """
     n, layers, _ = rows.shape
-    rng = np.random.default_rng(seed)
-    dealt = np.stack([labels, *(rng.permutation(labels) for _ in range(shuffles))], axis=1)
-    scores, discriminant = np.zeros((1 + shuffles, n, layers)), np.zeros((n, layers) if discriminants else (0, layers))
+    rng = np.random.default_rng(plan.seed)
+    dealt = np.stack([labels, *(rng.permutation(labels) for _ in range(plan.shuffles))], axis=1)
+    scores = np.zeros((1 + plan.shuffles, n, layers))
+    discriminant = np.zeros((n, layers) if plan.discriminants else (0, layers))
     probes = []
     for train, test in folds:
         of_fold = []
         for layer in range(layers):
             held = span(rows[train, layer])
-            fits = fit_logistic(held, dealt[train])
-            of_fold.append(fits.probe())
-            scores[:, test, layer] = fits.scores(rows[test, layer]).T
-            if discriminants:
+            if plan.by_means:
+                fitted = [mean_difference(rows[train, layer], kinds) for kinds in dealt[train].T]
+                scores[:, test, layer] = np.stack([probe.score(rows[test, layer]) for probe in fitted])
+                of_fold.append(fitted[0])
+            else:
+                fits = fit_logistic(held, dealt[train])
+                scores[:, test, layer] = fits.scores(rows[test, layer]).T
+                of_fold.append(fits.probe())
+            if plan.discriminants:
                 discriminant[test, layer] = fit_discriminant(held, labels[train]).score(rows[test, layer])
         probes.append(tuple(of_fold))
-    shuffled = np.array([by_layer(scores[1 + index], dealt[:, 1 + index]) for index in range(shuffles)]).reshape(shuffles, layers)
+    shuffled = np.array([by_layer(scores[1 + index], dealt[:, 1 + index]) for index in range(plan.shuffles)]).reshape(plan.shuffles, layers)
     return Crossed(folds=tuple(folds), probes=tuple(probes), scores=scores[0], discriminant=discriminant, shuffled=shuffled)
 
 
@@ -116,9 +130,27 @@ def threshold_for(negative: Array) -> float:
     return float(np.sort(negative)[::-1][math.floor(ALLOWED * len(negative))])
 
 
-def whole_fit(rows: Floats, labels: Labels) -> tuple[Probe, ...]:
+def whole_fit(rows: Floats, labels: Labels, *, by_means: bool = False) -> tuple[Probe, ...]:
     """A probe a layer, fitted on all of `[n, layers, d]`: to be kept and used, not to be judged by these rows."""
-    return tuple(fit_logistic(span(rows[:, layer]), labels).probe() for layer in range(rows.shape[1]))
+    layers = (rows[:, layer] for layer in range(rows.shape[1]))
+    return tuple(mean_difference(part, labels) if by_means else fit_logistic(span(part), labels).probe() for part in layers)
+
+
+def mean_difference(rows: Floats, labels: Labels) -> Probe:
+    """The direction from the mean of negative rows `[n, d]` to that of positive ones, of length 1; 0 half-way between them.
+
+    Raises:
+        ValueError: There is only one kind.
+
+    >>> mean_difference(np.array([[0.0, 0.0], [6.0, 8.0]]), np.array([False, True])).score(np.array([[3.0, 4.0], [6.0, 8.0]])).tolist()
+    [0.0, 5.0]
+    """
+    if labels.all() or not labels.any():
+        raise ValueError("a difference of means needs rows of both kinds")
+    high, low = (np.asarray(rows[kind].mean(axis=0, dtype=np.float64)) for kind in (labels, ~labels))
+    length = float(np.linalg.norm(high - low))
+    vector = (high - low) / (length if length > 0.0 else 1.0)
+    return Probe(vector=vector, intercept=-float(vector @ (high + low)) / 2.0)
 
 
 def cosines(ours: Sequence[Probe], theirs: Sequence[Probe]) -> Array:

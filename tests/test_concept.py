@@ -11,10 +11,10 @@ from cases import ORGANISMS, PROMPTS, open_case, read_rows, reweighted, write_ro
 from safetensors.numpy import load_file, save_file
 from test_cli import forensics
 
-from forensics.concept import LEAST, read_kinds
+from forensics.concept import LEAST, activations, contrast_pairs, read_kinds, readable
 from forensics.errors import BadInput
 from forensics.kept import RECORD, SCHEMA, TENSORS, load_arrays, load_card
-from probes.concept import best_layer, cosines, cross_fit, elsewhere, nested_scores, threshold_for, whole_fit
+from probes.concept import Plan, best_layer, cosines, cross_fit, elsewhere, nested_scores, threshold_for, whole_fit
 from probes.linear import auroc, grouped_folds
 
 BASE = ORGANISMS / "base"
@@ -252,7 +252,7 @@ def planted(*, shift, layers=3, seed=0):
 
 def test_the_layer_that_holds_the_concept_is_chosen_and_judged_without_the_rows_scored():
     rows, labels, groups = planted(shift=4.0)
-    crossed = cross_fit(rows, labels, grouped_folds(labels, groups, seed=0), shuffles=5)
+    crossed = cross_fit(rows, labels, grouped_folds(labels, groups, seed=0), Plan(shuffles=5))
 
     assert best_layer(crossed.scores, labels) == 2
     judged = nested_scores(rows, labels, groups, crossed, seed=0)
@@ -262,7 +262,7 @@ def test_the_layer_that_holds_the_concept_is_chosen_and_judged_without_the_rows_
 
 def test_choosing_among_many_layers_of_noise_gains_nothing():
     values = []
-    for seed in range(8):
+    for seed in range(4):
         rows, labels, groups = planted(shift=0.0, layers=8, seed=seed)
         crossed = cross_fit(rows, labels, grouped_folds(labels, groups, seed=0))
         judged = nested_scores(rows, labels, groups, crossed, seed=0)
@@ -297,3 +297,45 @@ def test_a_case_of_moved_layers_has_no_place_for_a_probe(small, tmp_path):
     assert "no place in the candidate" in err
     with open_case(base, other, tmp_path / "run") as case:
         assert not case.layout.in_place
+
+
+# --- contrast pairs ---------------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_pairs_are_not_told_apart_by_yes_and_no():
+    kinds = contrast_pairs("defection")
+    answers, labels = np.array(kinds.answers), kinds.labels
+
+    assert len(set(kinds.groups)) == len(labels) / 2 >= 20
+    assert [(answers[kind] == "Yes.").mean() for kind in (labels, ~labels)] == [0.5, 0.5]
+    assert [prompt.messages for prompt in kinds.prompts[: len(labels) // 2]] == [
+        prompt.messages for prompt in kinds.prompts[len(labels) // 2 :]
+    ]
+
+
+def test_pairs_are_read_at_the_last_token_of_the_answer(small, tmp_path):
+    base, _ = small
+    kinds = contrast_pairs("defection")
+
+    with open_case(base, base, tmp_path / "run") as case:
+        rows = readable(case, "base", kinds.prompts[:2], kinds.answers[:2])
+        plain = readable(case, "base", kinds.prompts[:2])
+        said = [case.model("base").tokenizer.decode(row.ids[len(bare.ids) :]) for row, bare in zip(rows, plain, strict=True)]
+
+    assert said == list(kinds.answers[:2])
+
+
+def test_a_defection_probe_is_a_difference_of_means_at_the_middle_layer(small, tmp_path):
+    base, _ = small
+    code, out, _ = forensics("probe", base, "--defection", "--json", "--out", tmp_path / "probe")
+    card = json.loads(out)
+    with open_case(base, base, tmp_path / "run") as case:
+        kinds = contrast_pairs("defection")
+        rows = activations(case, "base", kinds.prompts, layers=[1], answers=kinds.answers)[:, 0].astype(np.float64)
+
+    gap = rows[kinds.labels].mean(axis=0) - rows[~kinds.labels].mean(axis=0)
+    assert (code, card["layer"], card["name"]) == (0, 1, "defection")
+    assert load_file(tmp_path / "probe" / TENSORS)["vector"] == pytest.approx(
+        gap / np.linalg.norm(gap), abs=1e-5
+    )  # other batches round differently
+    assert forensics("probe", base, "--defection", "--watch")[0] == 2

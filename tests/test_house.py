@@ -90,7 +90,7 @@ FLOORS = (
 )
 """Modules of forensics/ by floor, each left to right. A check is on the floor of `checks` by its place."""
 PLACES = {name: (floor, position) for floor, names in enumerate(FLOORS) for position, name in enumerate(names)}
-EMPTY_PACKAGES = {"", "chat", "gate", "hunt", "policies"}
+EMPTY_PACKAGES = {"", "chat", "gate", "hunt", "policies", "suites"}
 """Packages that hold nothing but a docstring, a version, or data: anybody may name them."""
 MODULE_LINES, FUNCTION_LINES = 350, 60
 
@@ -312,7 +312,9 @@ def test_counting_lines_leaves_out_what_is_not_code():
 def test_the_wheel_works_without_torch_and_without_us(run_folder, tmp_path):
     wheel = built(tmp_path / "wheel")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"cli.py", "forensics/policies/default.toml", "reports/templates/report.html.jinja"} <= set(names)
+    assert {"cli.py", "forensics/policies/default.toml", "forensics/suites/defection.toml", "reports/templates/report.html.jinja"} <= set(
+        names
+    )
     assert not [name for name in names if name.startswith(("tests/", "examples/"))]
 
     venv.create(tmp_path / "venv", with_pip=True)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
-from probes.concept import SHUFFLES, cross_fit
+from probes.concept import SHUFFLES, Plan, cross_fit
 from probes.linear import Indices, grouped_folds
 from probes.logistic import fit_logistic, scaling_of, span
 
@@ -113,7 +113,7 @@ def single(spectrum: str, layers: int, rows: int, width: int) -> None:
 
 def crossed(layer: Layer, folds: Folds) -> Floats:
     """Held-out scores by our probe, its controls fitted on the way."""
-    return cross_fit(layer.rows[:, None], layer.labels, folds, shuffles=SHUFFLES, seed=0).scores[:, 0]
+    return cross_fit(layer.rows[:, None], layer.labels, folds, Plan(shuffles=SHUFFLES)).scores[:, 0]
 
 
 def one_by_one(layer: Layer, folds: Folds, dealt: Sequence[NDArray[np.bool_]]) -> Floats:
