@@ -41,6 +41,7 @@ from probes.logistic import Probe
 
 DEFECTION = "defection"
 METHODS = ("logistic regression, C = 1, on standardised columns", "difference of means at the last token of a given answer")
+OTHER_SURFACE = "The candidate's tokenizer or chat template files are not the base's: it may read the same prompts differently."
 CREATED = "%Y-%m-%dT%H:%M:%S+00:00"
 
 
@@ -70,6 +71,10 @@ def conduct(request: Request, wanted: Wanted, progress: Progress) -> Kept | Scor
         hint = "--positive with --negative, or --defection, or --watch, or --apply"
         raise BadInput("these options ask for two things", where="forensics probe", hint=hint)
     fitting = files or wanted.defection
+    if fitting and request.prompts:
+        raise BadInput("--prompts has no part in fitting a probe", where="--prompts", hint="put them to it with --apply once it is kept")
+    if wanted.saved is not None and request.out is not None:
+        raise BadInput("--apply writes nothing", where="--out", hint="leave --out away; --json prints every score")
     if not fitting and wanted.layer is not None:
         raise BadInput(
             "--layer says where a probe is fitted, and none is",
@@ -216,6 +221,7 @@ def apply(request: Request, saved: Path, progress: Progress) -> Scores:
                     where=case.configuration,
                     hint="give the adapters it was made for, in their order",
                 )
+        same = _alone(request) or candidate_of(case).surface == card.base.surface
         figures = _read(card, arrays, case, prompts, side="base" if _alone(request) else "candidate")
     return Scores(
         probe=card.name,
@@ -226,7 +232,7 @@ def apply(request: Request, saved: Path, progress: Progress) -> Scores:
         rows=tuple(
             Score(id=prompt.id, score=figure, flagged=figure > card.threshold) for prompt, figure in zip(prompts, figures, strict=True)
         ),
-        limits=card.limits,
+        limits=card.limits if same else (*card.limits, OTHER_SURFACE),
     )
 
 

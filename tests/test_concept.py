@@ -155,6 +155,8 @@ def test_few_categories_and_texts_of_both_kinds_are_refused(tmp_path):
     [
         (["--positive", "p.jsonl"], "one is missing"),
         (["--positive", "p.jsonl", "--negative", "n.jsonl", "--watch"], "ask for two things"),
+        (["--positive", "p.jsonl", "--negative", "n.jsonl", "--prompts", PROMPTS], "no part in fitting"),
+        (["--apply", "nowhere", "--prompts", PROMPTS, "--out", "there"], "writes nothing"),
         (["--layer", "1"], "and none is"),
         (["--watch"], "no CANDIDATE"),
         ([], "no CANDIDATE"),
