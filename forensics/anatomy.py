@@ -59,10 +59,14 @@ class Anatomy:
 
 @dataclass(frozen=True, kw_only=True)
 class WritingMatrix:
-    """One matrix that writes to the residual stream, `[width, inputs]`, float32, adapters included; `name` as in the model."""
+    """One matrix that writes to the residual stream, `[width, inputs]`, float32, adapters included.
+
+    `block` is the number of its block, None for the embedding.
+    """
 
     name: str
     part: str
+    block: int | None
     weight: Tensor
 
 
@@ -108,7 +112,7 @@ def writing_matrices(model: Any) -> Iterator[WritingMatrix]:
         The embedding first (its rows as columns), then block by block.
     """
     found = dissect(model)
-    yield WritingMatrix(name="embedding", part="embedding", weight=_effective(found.embedding).T)
+    yield WritingMatrix(name="embedding", part="embedding", block=None, weight=_effective(found.embedding).T)
     last: dict[int, nn.Module] = {}
     owners = {id(module): part for part in (*found.attention, *found.mlp) for module in part.modules()}
 
@@ -132,7 +136,8 @@ def writing_matrices(model: Any) -> Iterator[WritingMatrix]:
                 weight = _effective(module)
                 inner = getattr(_worn(module), "base_layer", _worn(module))
                 # transformers' Conv1D, of GPT-2, stores [inputs, outputs].
-                yield WritingMatrix(name=f"blocks.{layer}.{kind}", part=kind, weight=weight if isinstance(inner, nn.Linear) else weight.T)
+                weight = weight if isinstance(inner, nn.Linear) else weight.T
+                yield WritingMatrix(name=f"blocks.{layer}.{kind}", part=kind, block=layer, weight=weight)
 
 
 def _blocks(model: Any) -> tuple[nn.Module, tuple[nn.Module, ...]]:

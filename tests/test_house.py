@@ -73,6 +73,7 @@ FLOORS = (
         "gate.replies",
         "gate.supply",
         "steering",
+        "carriers",
         "directions",
         "workbench",
         "continuation",
