@@ -168,7 +168,7 @@ def learn(case: Case, kinds: Kinds, layer: int | None) -> Learned:
     Args:
         case: Whose base.
         kinds: The prompts.
-        layer: Where to read; left out, the layer is chosen, and judged by folds that had no part in choosing.
+        layer: Where to read; left out, it is chosen, and judged by folds that had no part in choosing; of contrast pairs it is the middle.
 
     Raises:
         BadInput: There is no such layer, or a prompt cannot be put to the base.
@@ -177,8 +177,9 @@ def learn(case: Case, kinds: Kinds, layer: int | None) -> Learned:
     from forensics.capture import site_name  # heavy: brings torch
 
     rows = activations(case, "base", kinds.prompts, answers=kinds.answers)
+    why = "chosen by held-out AUROC" if layer is None else "as asked"
     if layer is None and kinds.answers:
-        layer = rows.shape[1] // 2  # the middle, as in the source: with few pairs every layer parts them, and none could be chosen
+        layer, why = rows.shape[1] // 2, "the middle, as in the source"
     if layer is not None and not 0 <= layer < rows.shape[1]:
         raise BadInput(
             f"there is no layer {layer}", where="--layer", hint=f"from 0, the embedding, to {rows.shape[1] - 1}, the last block's output"
@@ -193,7 +194,7 @@ def learn(case: Case, kinds: Kinds, layer: int | None) -> Learned:
     aurocs, discriminants = by_layer(crossed.scores, kinds.labels), by_layer(crossed.discriminant, kinds.labels)
     threshold = threshold_for(crossed.scores[~kinds.labels, chosen])
     evidence = [
-        Evidence(name="concept.layer", value=chosen, unit="layer", where="base", expected="chosen by held-out AUROC" if layer is None else "the middle" if kinds.answers else "as asked"),
+        Evidence(name="concept.layer", value=chosen, unit="layer", where="base", expected=why),
         *_judged("concept", judged, kinds, "base, layer chosen without the rows that are scored" if layer is None else where),
         *_controls(rows[:, chosen], crossed.shuffled[:, chosen], kinds, where, case.seed),
         Evidence(
@@ -340,11 +341,12 @@ def _transferred(learned: Learned, there: Array, kinds: Kinds, site: str, alike:
 def _limits(case: Case, kinds: Kinds) -> tuple[str, ...]:
     fewer = min(kinds.counts)
     limits = [
-        "The pairs tell what a model knows of such answers. Scores of ordinary prompts mean something beside each other alone."
-    ] * bool(kinds.answers)
-    limits += [
-        "A probe reads what its prompts have in common: wording, length and topic as well as the concept. Only other prompts can part them.",
+        "A probe reads what its prompts have in common: wording, length and topic as well as the concept. Only other prompts can part them."
     ]
+    if kinds.answers:
+        limits.append(
+            "The pairs tell what a model knows of such answers. Scores of ordinary prompts mean something beside each other alone."
+        )
     if known_above(fewer) < WELL[0]:
         limits.append(f"Prompts are few ({kinds.counts[0]} positive, {kinds.counts[1]} negative): {how_many()}.")
     if kinds.counts[1] < 1.0 / ALLOWED:
@@ -354,8 +356,3 @@ def _limits(case: Case, kinds: Kinds) -> tuple[str, ...]:
     if case.model("base").tokenizer.chat_template is None:
         limits.append("The base has no chat template; prompts were put to it as plain text.")
     return tuple(limits)
-
-
-def scores_of(probe: Probe, rows: NDArray[np.floating]) -> list[float]:
-    """Scores of `[n, d]` rows as plain numbers."""
-    return [float(score) for score in probe.score(rows)]
