@@ -223,9 +223,8 @@ class _State:
         share = special.expit(self.inner[:, on] + self.intercepts[on])
         missing = strengths * (targets - share) - self.weights[:, on]
         roots = np.sqrt(np.maximum(strengths * np.maximum(share * (1.0 - share), LEAST_WEIGHT), DAMPED * np.abs(missing)))
-        step, shift = _solve(held, roots, missing / roots, self.forcing)
+        step, change, shift = _solve(held, roots, missing / roots, self.forcing)
         step = roots * step
-        change = np.asarray(held.times(step.astype(held.rows.dtype)), dtype=np.float64)
         length = self._length(on, step, change, shift)
         if (length < SHORT).any():
             self.forcing /= 10.0
@@ -256,8 +255,8 @@ class _State:
         return length
 
 
-def _solve(held: Span, roots: Array, goal: Array, forcing: float) -> tuple[Array, Array]:
-    """The Newton systems of all columns at once: v with (I + S K S) v + s b = goal and s . v = 0, and b.
+def _solve(held: Span, roots: Array, goal: Array, forcing: float) -> tuple[Array, Array, Array]:
+    """The Newton systems of all columns at once: v with (I + S K S) v + s b = goal and s . v = 0, then K S v, and b.
 
     By conjugate gradients on the vectors at right angles to s, after the few large directions of the products were divided out.
     """
@@ -268,10 +267,7 @@ def _solve(held: Span, roots: Array, goal: Array, forcing: float) -> tuple[Array
     def flat(columns: Array) -> Array:
         return np.asarray(columns - roots * (np.einsum("nk,nk->k", roots, columns) / length))
 
-    def system(columns: Array) -> Array:
-        return columns + roots * held.times((roots * columns).astype(kind))
-
-    found = np.zeros_like(goal)
+    found, pushed = np.zeros_like(goal), np.zeros_like(goal)
     rest = flat(goal)
     soft = flat(eased(rest))
     ahead, size = soft, np.einsum("nk,nk->k", rest, soft)
@@ -281,16 +277,18 @@ def _solve(held: Span, roots: Array, goal: Array, forcing: float) -> tuple[Array
         live = size > enough
         if not live.any():
             break
-        image = flat(system(ahead))
+        product = held.times((roots * ahead).astype(kind))
+        image = flat(ahead + roots * product)
         stretch = np.where(live, size / np.maximum(np.einsum("nk,nk->k", ahead, image), tiny), 0.0)
         found += stretch * ahead
+        pushed += stretch * product
         rest -= stretch * image
         soft = flat(eased(rest))
         after = np.einsum("nk,nk->k", rest, soft)
         ahead = soft + np.where(live, after / np.maximum(size, tiny), 0.0) * ahead
         size = np.where(live, after, size)
-    left = goal - system(found)
-    return found, np.asarray(np.einsum("nk,nk->k", roots, left) / length)
+    left = goal - found - roots * pushed
+    return found, pushed, np.asarray(np.einsum("nk,nk->k", roots, left) / length)
 
 
 def _ease(held: Span, roots: Array) -> Callable[[Array], Array]:
