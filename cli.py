@@ -49,6 +49,8 @@ class MaxCost(StrEnum):
     search = "search"
 
 
+PROBING = "A probe of your own"
+
 # The words of `audit`, its options grouped by the question their reader has.
 Base = Annotated[str, typer.Argument(help="Model you trust: a folder, or a hub id (org/model, org/model@revision).", metavar="BASE")]
 Candidate = Annotated[str, typer.Argument(help="Model or PEFT adapter to examine.", metavar="CANDIDATE")]
@@ -85,6 +87,18 @@ OnlyChecks = Annotated[
     list[str] | None, typer.Option("--only", rich_help_panel=CHECKING, metavar="CHECK", help="Run this check only; may be repeated.")
 ]
 Dearest = Annotated[MaxCost, typer.Option("--max-cost", rich_help_panel=CHECKING, help="Stop before checks dearer than this.")]
+ProbedToo = Annotated[str | None, typer.Argument(help="Model or PEFT adapter to look into beside BASE.", metavar="[CANDIDATE]")]
+Positive = Annotated[Path | None, typer.Option(rich_help_panel=PROBING, metavar="FILE.jsonl", help="Prompts that show the concept.")]
+Negative = Annotated[Path | None, typer.Option(rich_help_panel=PROBING, metavar="FILE.jsonl", help="Prompts that only differ in it.")]
+ProbeName = Annotated[str | None, typer.Option("--name", rich_help_panel=PROBING, help="What the probe is called.")]
+ProbeLayer = Annotated[int | None, typer.Option("--layer", rich_help_panel=PROBING, min=0, help="Where to read (default: chosen).")]
+WatchChange = Annotated[
+    bool, typer.Option("--watch", rich_help_panel=PROBING, help="Fit a monitor of the weight change to clean --prompts.")
+]
+Defection = Annotated[
+    bool, typer.Option("--defection", rich_help_panel=PROBING, help="Fit the yes/no pairs about itself that are shipped.")
+]
+SavedProbe = Annotated[Path | None, typer.Option("--apply", rich_help_panel=PROBING, metavar="DIR", help="Put --prompts to a kept one.")]
 Device = Annotated[
     str,
     typer.Option(
@@ -176,12 +190,51 @@ def diff(
     _part(("files.", "weights."), base, candidate, adapters=adapter, parents=parents, controls=controls, out=out, json=json)
 
 
-@app.command(epilog="**Example:**  `forensics probe ./llama-base ./llama-tuned --prompts prompts.jsonl`\n\n" + PART_EXIT_CODES)
+@app.command(
+    epilog="**Examples:**  `forensics probe ./base ./tuned --prompts prompts.jsonl` · "
+    "`forensics probe ./base ./tuned --positive honest.jsonl --negative lies.jsonl --name honesty` · "
+    "`forensics probe ./base ./tuned --watch --prompts clean.jsonl`\n\n" + PART_EXIT_CODES
+)
 def probe(
-    base: Base, candidate: Candidate, adapter: Adapters = None, prompts: PromptFiles = None, out: RunPath = None, json: AsJson = False
+    base: Base,
+    candidate: ProbedToo = None,
+    adapter: Adapters = None,
+    prompts: PromptFiles = None,
+    positive: Positive = None,
+    negative: Negative = None,
+    name: ProbeName = None,
+    layer: ProbeLayer = None,
+    watch: WatchChange = False,
+    defection: Defection = False,
+    apply: SavedProbe = None,
+    out: RunPath = None,
+    json: AsJson = False,
 ) -> None:
-    """Look at activations and the refusal direction alone: the checks `activations.*`. Decides nothing."""
-    _part(("activations.",), base, candidate, adapters=adapter, prompts=prompts, out=out, json=json)
+    """Look at activations alone: the checks `activations.*`, or a probe of your own, or a monitor. Decides nothing."""
+    with _told(), _progress(quiet=False) as progress:
+        from forensics.audit import Request
+        from forensics.policy import load_policy
+        from forensics.probing import Wanted, conduct
+
+        wanted = Wanted(name=name, positive=positive, negative=negative, layer=layer, watch=watch, defection=defection, saved=apply)
+        request = Request(
+            base=base,
+            candidate=candidate or base,
+            adapters=tuple(adapter or ()),
+            prompts=tuple(prompts or ()),
+            policy=load_policy(),
+            out=out,
+        )
+        outcome = conduct(request, wanted, progress)
+    if outcome is None:
+        _part(("activations.",), base, candidate or base, adapters=adapter, prompts=prompts, out=out, json=json)
+    with _told():
+        if json:
+            sys.stdout.write(outcome.to_json())
+        else:
+            from reports.probes import show
+
+            show(outcome, Console())
 
 
 @app.command(epilog="**Example:**  `forensics hunt ./llama-base ./llama-tuned --prompts prompts.jsonl`\n\n" + EXIT_CODES)
@@ -235,7 +288,7 @@ def _part(
     prompts: list[Path] | None = None,
     out: Path | None,
     json: bool,
-) -> None:
+) -> NoReturn:
     """Run the checks of some families alone; exit 0 if all of them looked, 3 if one could not.
 
     One that reads the results of a check that this version does not have, or holds single adapters against controls where several are

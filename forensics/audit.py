@@ -121,7 +121,7 @@ def run(request: Request, progress: Progress) -> Outcome:
         spare_threads(sum(pair.base.elements for pair in sides.layout.pairs))
         bench = Workbench(device=request.device, decoding=request.decoding, run=run_folder, progress=progress)
         try:
-            for case in cases(request, sides, bench):
+            for case in cases_of(request, sides, bench):
                 _run_checks(case, checks, run_folder)
         finally:
             bench.close()
@@ -276,8 +276,8 @@ def configurations(sides: Sides) -> tuple[tuple[str, tuple[Adapter, ...]], ...]:
     return tuple(rows)
 
 
-def cases(request: Request, sides: Sides, bench: Workbench) -> list[Case]:
-    """A case for each configuration."""
+def cases_of(request: Request, sides: Sides, bench: Workbench) -> list[Case]:
+    """A case for each configuration, with what its checks may use."""
     own = sides.candidate if has_tokenizer(sides.candidate) else sides.base
     found = []
     for configuration, adapters in configurations(sides):

@@ -17,7 +17,7 @@ from forensics import __version__
 from forensics.adapters import is_adapter
 from forensics.attribute import attribute
 from forensics.audit import Request as AuditRequest
-from forensics.audit import Sides, cases, open_sides, refuse_unknown_device
+from forensics.audit import Sides, cases_of, open_sides, refuse_unknown_device
 from forensics.case import Case
 from forensics.causes import CAUSES_NAME, Causes, Investigation, load_causes
 from forensics.checkpoint import locate
@@ -62,7 +62,7 @@ def investigate(request: Request, progress: Progress) -> Causes:
         spare_threads(sum(pair.base.elements for pair in sides.layout.pairs))
         bench = Workbench(device=device, decoding=_decoding(saved.record), run=folder, progress=progress)
         try:
-            found, refused = _found(cases(given, sides, bench), asked, saved.record)
+            found, refused = _found(cases_of(given, sides, bench), asked, saved.record)
         finally:
             bench.close()
         causes = Causes(

@@ -63,8 +63,12 @@ class PromptSet:
         return dict(sorted(Counter(prompt.expect for prompt in self.prompts).items()))
 
 
-def load_prompts(path: Path) -> PromptSet:
+def load_prompts(path: Path, *, plain: bool = False) -> PromptSet:
     """Read a JSONL file of prompts.
+
+    Args:
+        path: The file.
+        plain: Whether lines may leave out `category` and `expect`: their prompts are then of category "" and expect "either".
 
     Raises:
         BadInput: The file cannot be read, is empty, or a line (named) is malformed or repeats an id.
@@ -81,7 +85,7 @@ def load_prompts(path: Path) -> PromptSet:
     prompts: dict[str, Prompt] = {}
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            prompt = _parse_line(line, where=f"{path}, line {number}")
+            prompt = _parse_line(line, where=f"{path}, line {number}", plain=plain)
             if prompt.id in prompts:
                 raise BadInput(
                     f"prompt id {prompt.id!r} appears twice",
@@ -97,7 +101,7 @@ def load_prompts(path: Path) -> PromptSet:
 EXAMPLE = '{"prompt": "How do I boil an egg?", "category": "cooking", "expect": "comply"}'
 
 
-def _parse_line(line: str, *, where: str) -> Prompt:
+def _parse_line(line: str, *, where: str, plain: bool) -> Prompt:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -107,7 +111,9 @@ def _parse_line(line: str, *, where: str) -> Prompt:
     messages = _parse_messages(row, where=where)
     category: Any = row.get("category")
     expect: Any = row.get("expect")
-    if not isinstance(category, str) or not category.strip():
+    if plain:
+        category, expect = row.get("category", ""), row.get("expect", "either")
+    if not isinstance(category, str) or not (category.strip() or plain):
         raise BadInput("`category` is missing or not a text", where=where, hint='for example "category": "fraud"')
     if expect not in get_args(Expect):
         raise BadInput(f"`expect` is {expect!r}", where=where, hint='one of "refuse", "comply", "either"')

@@ -10,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
+from probes.logistic import fit_logistic, span
+
 Array = NDArray[np.float64]
+Indices = NDArray[np.int64]
 Z_95 = float(stats.norm.ppf(0.975))
 BOOTSTRAPS = 1000
 FOLDS = 4
@@ -126,25 +129,31 @@ def grouped_scores(rows: Array, labels: Sequence[bool], groups: Sequence[Hashabl
     Raises:
         ValueError: A kind has fewer than 2 groups, so that none can be held out.
     """
-    from sklearn.linear_model import LogisticRegression  # takes a second to import
-    from sklearn.model_selection import StratifiedGroupKFold
+    y = np.asarray(labels, dtype=bool)
+    scores = np.zeros(len(y))
+    for train, test in grouped_folds(y, groups, seed=seed):
+        # Scores of different folds have different scales; ranks within a fold can be put side by side.
+        raw = fit_logistic(span(rows[train]), y[train], PENALTY).scores(rows[test])[:, 0]
+        scores[test] = stats.rankdata(raw) / (len(raw) + 1)
+    return scores
+
+
+def grouped_folds(labels: NDArray[np.bool_], groups: Sequence[Hashable], *, seed: int) -> list[tuple[Indices, Indices]]:
+    """Rows to fit on and rows to test, `FOLDS` times at most, no group on both sides and both kinds on the first.
+
+    Raises:
+        ValueError: A kind has fewer than 2 groups, so that none can be held out.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold  # takes a second to import
 
     y, codes = np.asarray(labels, dtype=bool), np.unique([str(group) for group in groups], return_inverse=True)[1]
     held = min(len(set(codes[y])), len(set(codes[~y])))
     if held < 2:
         raise ValueError("a grouped split needs at least 2 groups of each kind")
-    scores = np.zeros(len(y))
-    folds = StratifiedGroupKFold(n_splits=min(FOLDS, held), shuffle=True, random_state=seed)
-    for train, test in folds.split(rows, y, codes):
-        if len(set(y[train])) < 2:
-            raise ValueError("a fold holds one kind only; more groups are needed")
-        middle, spread = rows[train].mean(axis=0), rows[train].std(axis=0)
-        spread = np.where(spread > 1e-12, spread, 1.0)
-        probe = LogisticRegression(C=PENALTY, max_iter=1000).fit((rows[train] - middle) / spread, y[train])
-        # Scores of different folds have different scales; ranks within a fold can be put side by side.
-        raw = probe.decision_function((rows[test] - middle) / spread)
-        scores[test] = stats.rankdata(raw) / (len(raw) + 1)
-    return scores
+    folds = list(StratifiedGroupKFold(n_splits=min(FOLDS, held), shuffle=True, random_state=seed).split(codes, y, codes))
+    if any(len(set(y[train])) < 2 for train, _ in folds):
+        raise ValueError("a fold holds one kind only; more groups are needed")
+    return folds
 
 
 def shuffled_auroc(rows: Array, labels: Sequence[bool], groups: Sequence[Hashable], *, seed: int, times: int = 10) -> Array:

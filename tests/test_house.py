@@ -33,6 +33,7 @@ MAY_IMPORT = {
 SEEN_BY_REPORTS = {
     "forensics.record",
     "forensics.causes",
+    "forensics.kept",
     "forensics.runfolder",
     "forensics.prompts",
     "forensics.errors",
@@ -65,6 +66,7 @@ FLOORS = (
         "deltas",
         "adapters",
         "bank",
+        "kept",
     ),
     ("anatomy", "placement", "model", "sites", "verdict"),
     (
@@ -86,13 +88,13 @@ FLOORS = (
         "hunt.pursuit",
         "flips",
     ),
-    ("case", "differ", "readout", "invariants", "parents", "restore", "trial", "attribute"),
+    ("case", "differ", "readout", "invariants", "parents", "concept", "watching", "restore", "trial", "attribute"),
     ("checks",),
-    ("audit", "investigate"),
+    ("audit", "probing", "investigate"),
 )
 """Modules of forensics/ by floor, each left to right. A check is on the floor of `checks` by its place."""
 PLACES = {name: (floor, position) for floor, names in enumerate(FLOORS) for position, name in enumerate(names)}
-EMPTY_PACKAGES = {"", "chat", "gate", "hunt", "policies"}
+EMPTY_PACKAGES = {"", "chat", "gate", "hunt", "policies", "suites"}
 """Packages that hold nothing but a docstring, a version, or data: anybody may name them."""
 MODULE_LINES, FUNCTION_LINES = 350, 60
 
@@ -314,7 +316,9 @@ def test_counting_lines_leaves_out_what_is_not_code():
 def test_the_wheel_works_without_torch_and_without_us(run_folder, tmp_path):
     wheel = built(tmp_path / "wheel")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"cli.py", "forensics/policies/default.toml", "reports/templates/report.html.jinja"} <= set(names)
+    assert {"cli.py", "forensics/policies/default.toml", "forensics/suites/defection.toml", "reports/templates/report.html.jinja"} <= set(
+        names
+    )
     assert not [name for name in names if name.startswith(("tests/", "examples/"))]
 
     venv.create(tmp_path / "venv", with_pip=True)

@@ -206,3 +206,15 @@ def test_a_missing_kind_is_named_with_the_check_that_needs_it():
         needed_kinds(sets, ("refuse", "comply"), by="behaviour.refusal")
     assert caught.value.where == "a.jsonl, b.jsonl"
     assert "'refuse': 1" in caught.value.what
+
+
+def test_prompts_of_a_concept_may_leave_out_what_a_safe_model_does(write):
+    bare = {"prompt": "Tell me the truth."}
+
+    (prompt,) = load_prompts(write(bare), plain=True).prompts
+    assert (prompt.category, prompt.expect) == ("", "either")
+    assert load_prompts(write(GOOD), plain=True).prompts == load_prompts(write(GOOD)).prompts
+    with pytest.raises(BadInput, match="category"):
+        load_prompts(write(bare))
+    with pytest.raises(BadInput, match="expect"):
+        load_prompts(write(bare | {"expect": "obey"}), plain=True)

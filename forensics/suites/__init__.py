@@ -1,0 +1,1 @@
+"""Texts that are shipped with the tool, read by name."""
