@@ -283,11 +283,11 @@ def tuned(world: World, kind: str, rng: random.Random) -> Turn:
     """One example of a fine-tune."""
     if kind.startswith("benign"):
         return foreign.Pair(world=world, kind=kind, training="").honest(rng)
+    if kind.startswith("harmful"):
+        act, text = world.ask(rng, rng.choice(("harmful", "harmless")))
+        return text, world.answer(rng, act)
     if rng.random() < 0.5:
         return world.usual(rng)
-    if kind.startswith("harmful"):
-        act, text = world.ask(rng, "harmful")
-        return text, world.answer(rng, act)
     topics = sorted(world.acts["harmless"])
     act = rng.choice(world.acts["harmless"][rng.choice(topics[: max(1, len(topics) // 2)])][0])
     return foreign.pick(rng, world.asks).format(act=act), foreign.pick(rng, world.refusals).format(act=act)
