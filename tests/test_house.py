@@ -68,6 +68,8 @@ FLOORS = (
         "directions",
         "workbench",
         "continuation",
+        "meaning",
+        "replay",
         "hunt.bank",
         "hunt.voice",
         "hunt.amplify",
@@ -76,7 +78,7 @@ FLOORS = (
         "hunt.confirm",
         "hunt.pursuit",
     ),
-    ("case", "differ", "readout", "invariants", "parents"),
+    ("case", "differ", "readout", "invariants", "parents", "beside", "explained", "parting"),
     ("checks",),
     ("audit",),
 )
