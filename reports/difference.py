@@ -128,5 +128,7 @@ def _place(place: int) -> str:
 
 def _label(text: str) -> str:
     """A token as a label: nothing in it is read as a formula."""
-    shown = printable(text).replace("\n", "\\n").replace("$", r"\$")
+    # Two spellings of a leading space, and a line break, as tokenizers write them.
+    plain = text.replace("\u0120", " ").replace("\u2581", " ").replace("\u010a", "\n").strip(" ")
+    shown = printable(plain).replace("\n", "\\n").replace("$", r"\$")
     return shown if len(shown) <= LONGEST_TOKEN else f"{shown[:LONGEST_TOKEN]}..."
