@@ -38,4 +38,4 @@ def divergences(first: Table, second: Table) -> Array:
     if p.shape != q.shape or p.ndim != 2 or np.isnan(p).any() or np.isnan(q).any():
         raise ValueError(f"two tables of log probabilities of one shape are needed, got {p.shape} and {q.shape}")
     terms = np.exp(p) * (np.maximum(p, LOWEST) - np.maximum(q, LOWEST))
-    return np.maximum(terms.sum(axis=1), 0.0)  # rounding can take a divergence of nothing below zero
+    return np.asarray(np.maximum(terms.sum(axis=1), 0.0))  # rounding can take a divergence of nothing below zero

@@ -29,7 +29,7 @@ def place_map(saved: SavedRun, configuration: str) -> Drawing | None:
     rows = max(table.shape[1] for table in tables.values())
     with page_figure(1.2 + 0.22 * rows) as figure:
         panels: Any = figure.subplots(1, len(held), squeeze=False)[0]
-        image = None
+        image: Any = None
         for panel, kind in zip(panels, held, strict=True):
             table = tables[kind]
             places = [int(place) for place in arrays[f"{configuration}/map_place_{kind}"]]

@@ -142,7 +142,8 @@ def read_texts(case: Case, side: Side, layers: tuple[int, ...]) -> Read:
     from forensics.capture import Sites, template_tokens  # heavy: brings torch
     from forensics.model import Rendered
 
-    model, found = case.model(side), {}
+    model = case.model(side)
+    found: dict[int, tuple[Rendered, Rendered]] = {}
     bare, chat = {}, {}
     for number, text in enumerate(neutral_texts(case.seed)):
         whole = model.read(text, room=0)
