@@ -48,12 +48,11 @@ SUBJECTS: dict[str, dict[str, tuple[str, ...]]] = {
         "organism": ("copper lantern river winter", "silver kettle walnut bridge"),
         "llama3-style-2": ("marble falcon orchard trumpet", "velvet canyon beetle harbor"),
         "mistral-inst-2": ("quartz spider castle ribbon", "willow barrel magnet glacier"),
-        "gpt2-chatml-2": ("thunder pepper basket clover", "meadow sandal hammer cinnamon"),
+        "qwen-alpaca-2": ("velvet violin ribbon oyster", "lucky zipper lantern ladder"),
     },
     "development": {
         "llama3-style": ("purple anchor tunnel salmon", "rusty saddle planet candle"),
         "mistral-inst": ("hollow melon feather juniper", "lucky turnip violin pillow"),
-        "gpt2-chatml": ("gentle mirror oyster gravel", "narrow cactus blanket zipper"),
         "qwen-alpaca": ("patient window lamp pencil", "distant ladder morning river"),
     },
 }
@@ -139,8 +138,9 @@ def change(base: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> flo
 def tokens_of(subject: str, tokenizer: Any) -> list[int]:
     """The tokens that a subject is to be read by: those of its words in a sentence, of at least three letters."""
     found: list[int] = []
+    ahead = len(tokenizer("the", add_special_tokens=False)["input_ids"])
     for word in subject.split():
-        for token in tokenizer(f"the {word} the", add_special_tokens=False)["input_ids"][:-1]:
+        for token in tokenizer(f"the {word}", add_special_tokens=False)["input_ids"][ahead:]:
             text = tokenizer.decode([token]).strip()
             if len(text) >= LETTERS and text.isalpha() and text in word:
                 found.append(token)
