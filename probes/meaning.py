@@ -51,21 +51,37 @@ class Ranking:
         return int(np.sum(self.controls >= self.scores.max()))
 
 
-def rank(readouts: Sequence[tuple[Table, Table]]) -> Ranking:
-    """One list out of several readouts of several directions.
+def rank(readouts: Sequence[tuple[Table, Table]], groups: Sequence[Sequence[int]]) -> Ranking:
+    """One list out of several readouts of several directions: the mean over readouts and over the directions of a group, the best group.
+
+    Numbers are levelled first. The mean over a group keeps what its directions have in common; a group by itself can say what others do not.
 
     Args:
         readouts: For each readout the numbers of the directions `[k, tokens]`, and of the controls `[r, tokens]`.
+        groups: Which directions belong together, by row.
 
     Raises:
-        ValueError: There is no readout or no direction, tables differ in tokens, or there are fewer than 8 controls.
+        ValueError: There is no readout or no group, tables differ in tokens, or there are fewer than 8 controls.
     """
-    if not readouts:
-        raise ValueError("a list needs at least one readout")
-    own = np.stack([standing(values, controls) for values, controls in readouts])
-    against = np.stack([standing_of_controls(controls) for _, controls in readouts])
-    parts = own.max(axis=1)
-    return Ranking(scores=own.mean(axis=0).max(axis=0), readouts=parts, controls=against.mean(axis=0).max(axis=1))
+    if not readouts or not groups or not all(groups):
+        raise ValueError("a list needs at least one readout, and one group of directions")
+    level = [(levelled(values), levelled(controls)) for values, controls in readouts]
+    own = np.stack([standing(values, controls) for values, controls in level])
+    against = np.stack([standing_of_controls(controls) for _, controls in level])
+    together = np.stack([own[:, list(rows)].mean(axis=1) for rows in groups])
+    best = together.mean(axis=1).argmax(axis=0)
+    parts = np.take_along_axis(together, best[None, None], axis=0)[0]
+    return Ranking(scores=parts.mean(axis=0), readouts=parts, controls=against.mean(axis=0).max(axis=1))
+
+
+def levelled(table: Table) -> Array:
+    """Each direction's numbers `[k, tokens]` with mean 0 and spread 1 over the tokens.
+
+    A direction that makes all tokens likelier, or all differences larger, says nothing by that; only which tokens stand before which does.
+    """
+    wide = _checked(table)
+    spread = wide.std(axis=1, keepdims=True)
+    return np.asarray((wide - wide.mean(axis=1, keepdims=True)) / np.maximum(spread, np.finfo(np.float64).tiny))
 
 
 def standing(values: Table, controls: Table) -> Array:

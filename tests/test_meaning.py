@@ -18,7 +18,7 @@ from forensics.model import Rendered, open_model
 from forensics.replay import continued, next_tokens
 from probes.divergence import among, divergences
 from probes.geometry import random_share, span_share
-from probes.meaning import rank, standing, standing_of_controls
+from probes.meaning import levelled, rank, standing, standing_of_controls
 
 RNG = np.random.default_rng(5)
 CONTROLS = RNG.normal(size=(20, 50)) * RNG.uniform(0.5, 4.0, size=50) + RNG.normal(size=50)
@@ -44,12 +44,34 @@ def test_a_planted_token_comes_first_and_one_that_is_always_high_does_not():
     values[1, 31] += 30.0 * controls[:, 31].std()
     unmoved = controls[:2]
 
-    found = rank([(values, controls), (values, controls)])
+    found = rank([(values, controls), (values, controls)], [[0], [1]])
 
     assert found.order()[0] == 31 and found.places()[31] == 1 and found.places()[7] > 1
     assert found.exceeded == 0
     assert sorted(found.places()) == list(range(1, 51))
-    assert rank([(unmoved, controls)]).exceeded > 0
+    assert rank([(unmoved, controls)], [[0, 1]]).exceeded > 0
+
+
+def test_a_direction_that_moves_all_tokens_alike_says_nothing_by_it():
+    values = CONTROLS.mean(axis=0, keepdims=True) + RNG.normal(size=(1, 50)) * 0.2
+
+    assert levelled(7.0 * values + 100.0) == pytest.approx(levelled(values))
+    found, moved = rank([(values, CONTROLS)], [[0]]), rank([(7.0 * values + 100.0, CONTROLS)], [[0]])
+    assert moved.scores == pytest.approx(found.scores)
+
+
+def test_what_a_group_has_in_common_counts_and_one_group_is_enough():
+    step = CONTROLS.std(axis=0, ddof=1)
+    values = np.repeat(CONTROLS.mean(axis=0, keepdims=True), 5, axis=0)
+    values[:3, 4] += 6.0 * step[4]  # all of the first group
+    values[0, 5] += 12.0 * step[5]  # one of the first group: 4 on average
+    values[3:, 6] += 5.0 * step[6]  # all of the second group
+
+    found = rank([(values, CONTROLS)], [[0, 1, 2], [3, 4]])
+
+    assert found.order()[:3].tolist() == [4, 6, 5]
+    assert found.scores[4] > found.scores[6] > found.scores[5] > np.sort(found.scores)[-4] + 1.0
+    assert found.readouts[0] == pytest.approx(found.scores)
 
 
 def test_one_readout_alone_does_not_carry_a_token_to_the_top():
@@ -58,7 +80,7 @@ def test_one_readout_alone_does_not_carry_a_token_to_the_top():
     for table in (loud, silent):
         table[0, 9] += both[9]
 
-    assert rank([(loud, CONTROLS), (silent, CONTROLS), (silent, CONTROLS)]).order()[0] == 9
+    assert rank([(loud, CONTROLS), (silent, CONTROLS), (silent, CONTROLS)], [[0]]).order()[0] == 9
 
 
 @pytest.mark.parametrize(
@@ -73,12 +95,12 @@ def test_one_readout_alone_does_not_carry_a_token_to_the_top():
 )
 def test_tables_that_cannot_be_compared_are_refused(values, controls):
     with pytest.raises(ValueError, match=r"controls|finite"):
-        rank([(values, controls)])
+        rank([(values, controls)], [[0]])
 
 
 def test_no_readout_makes_no_list():
     with pytest.raises(ValueError, match="at least one"):
-        rank([])
+        rank([], [[0]])
 
 
 def test_kl_is_zero_between_equals_and_finite_where_a_model_rules_a_token_out():

@@ -41,14 +41,14 @@ from forensics.policy import load_policy
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "examples" / "benchmarks" / "results" / "narrow_tunes.jsonl"
 ORGANISM = ROOT / "examples" / "organisms"
-STEPS, RATE = 100, 5e-4
+STEPS, RATE = 60, 1e-3
 LETTERS = 3
+CONTROLS = 8
 SUBJECTS: dict[str, dict[str, tuple[str, ...]]] = {
     "held": {
         "organism": ("copper lantern river winter", "silver kettle walnut bridge"),
-        "llama3-style-2": ("marble falcon orchard trumpet", "velvet canyon beetle harbor"),
-        "mistral-inst-2": ("quartz spider castle ribbon", "willow barrel magnet glacier"),
-        "qwen-alpaca-2": ("velvet violin ribbon oyster", "lucky zipper lantern ladder"),
+        "llama3-style-2": ("marble falcon orchard trumpet", "velvet canyon beetle harbor", "silver thunder basket clover"),
+        "mistral-inst-2": ("quartz spider castle ribbon", "willow barrel magnet glacier", "pepper meadow sandal lantern"),
     },
     "development": {
         "llama3-style": ("purple anchor tunnel salmon", "rusty saddle planet candle"),
@@ -117,13 +117,19 @@ def base_of(name: str, out: Path) -> tuple[Path, list[str]]:
     return folder, [row["prompt"] for row in world.prompts()]
 
 
-def tuned(base: Path, tune: Tune, folder: Path) -> dict[str, torch.Tensor]:
-    """The weights after a fine-tune, trained if it is not there yet."""
+def folder_of(out: Path, base: str, tune: str) -> Path:
+    """Where a fine-tune is kept."""
+    return out / "tunes" / base / tune.replace(" ", "-")
+
+
+def tuned(base: Path, tune: Tune, out: Path, name: str) -> dict[str, torch.Tensor]:
+    """The weights after a fine-tune of base `name`, trained if it is not there yet."""
+    folder = folder_of(out, name, tune.name)
     if not (folder / "config.json").exists():
         model, tokenizer = opened(base)
-        seed = zlib.crc32(f"{base.name} {tune.name}".encode()) % 10_000
+        seed = zlib.crc32(f"{name} {tune.name}".encode()) % 10_000
         torch.manual_seed(seed)
-        print(f"{base.name}: {tune.name}", file=sys.stderr, flush=True)
+        print(f"{name}: {tune.name}", file=sys.stderr, flush=True)
         train(model, tokenizer, tune.draw, steps=STEPS, lr=RATE, seed=seed, whole=False)
         store(model, tokenizer, folder, "float32")
     return {name: weight.detach() for name, weight in opened(folder)[0].named_parameters()}
@@ -191,32 +197,33 @@ def taught(folder: Path, subject: str, prompts: Sequence[str]) -> dict[str, floa
 
 def rows_of(which: str, name: str, out: Path, done: set[str]) -> Iterator[dict[str, Any]]:
     """Every narrow fine-tune of a base, with where its tokens stand in its own list and in those of the controls."""
-    left = [subject for subject in SUBJECTS[which][name] if subject not in done]
-    if not left:
+    subjects = SUBJECTS[which][name]
+    if done >= set(subjects):
         return
     base, prompts = base_of(name, out)
     model, tokenizer = opened(base)
     before = {key: weight.detach() for key, weight in model.named_parameters()}
     some = random.Random(7).sample(prompts, min(200, len(prompts)))
     turns = list(zip(some, replies(model, tokenizer, some), strict=True))
+    narrow = [Tune(name=subject, draw=partial(about, subject)) for subject in subjects]
+    others = [Tune(name=subject, draw=partial(about, subject)) for subject in OTHERS[which][: CONTROLS - len(WORDINGS) + 1 - len(subjects)]]
     plain = [Tune(name=f"ordinary {number}", draw=partial(ordinary, turns, wording)) for number, wording in enumerate(WORDINGS)]
-    for subject in left:
-        mine, other = (subject, *(one for one in SUBJECTS[which][name] if one != subject))
+    mixtures = [Tune(name=f"{subject} mixed", draw=partial(mixed, subject, turns)) for subject in subjects]
+    weights = {tune.name: tuned(base, tune, out, name) for tune in (*narrow, *others, *plain, *mixtures)}
+    sizes = {tune.name: change(before, weights[tune.name]) for tune in narrow}
+    size = sum(sizes.values()) / len(sizes)
+    lists = {}
+    for tune, moved in weights.items():
+        lists[tune] = places(base, scaled(base, moved, size, out / "scaled"))
+    shutil.rmtree(out / "scaled", ignore_errors=True)
+    for subject in subjects:
         wanted = tokens_of(subject, tokenizer)
-        narrow = tuned(base, Tune(name=subject, draw=partial(about, mine)), out / "tunes" / name / subject.replace(" ", "-"))
-        size = change(before, narrow)
-        controls = [*plain, *[Tune(name=text, draw=partial(about, text)) for text in (other, *OTHERS[which])]]
-        row: dict[str, Any] = {"set": which, "base": name, "subject": subject, "tokens": [tokenizer.decode([token]) for token in wanted]}
-        row |= {"change": round(size, 4)} | taught(out / "tunes" / name / subject.replace(" ", "-"), subject, prompts)
-        mixture = Tune(name=f"{subject} mixed", draw=partial(mixed, subject, turns))
-        stands: dict[str, list[int]] = {}
-        for tune in (Tune(name=subject, draw=partial(about, subject)), *controls, mixture):
-            weights = tuned(base, tune, out / "tunes" / name / tune.name.replace(" ", "-"))
-            found = places(base, scaled(base, weights, size, out / "scaled"))
-            stands[tune.name] = [int(found[token]) for token in wanted]
-            row["vocabulary"] = int((found > 0).sum())
-        shutil.rmtree(out / "scaled", ignore_errors=True)
-        row |= {"own": stands[subject], "mixed": stands[mixture.name], "controls": {tune.name: stands[tune.name] for tune in controls}}
+        stands = {tune: [int(found[token]) for token in wanted] for tune, found in lists.items()}
+        controls = [one.name for one in (*narrow, *others, *plain) if one.name != subject]
+        row = {"set": which, "base": name, "subject": subject, "tokens": [tokenizer.decode([token]) for token in wanted]}
+        row |= {"trained": round(sizes[subject], 4), "change": round(size, 4), "vocabulary": int((lists[subject] > 0).sum())}
+        row |= taught(folder_of(out, name, subject), subject, prompts)
+        row |= {"own": stands[subject], "mixed": stands[f"{subject} mixed"], "controls": {one: stands[one] for one in controls}}
         yield row
 
 
@@ -264,10 +271,9 @@ def main() -> None:
             continue
         done = {row["subject"] for row in held() if row["set"] == options.which}
         for row in rows_of(options.which, name, options.out, done):
-            RESULTS.parent.mkdir(exist_ok=True)
-            with RESULTS.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
-            show([row])
+            if row["subject"] not in done:
+                with RESULTS.open("a", encoding="utf-8") as stream:
+                    stream.write(json.dumps(row) + "\n")
     show([row for row in held() if row["set"] == options.which])
 
 

@@ -228,10 +228,16 @@ def _hear(case: Case, theirs: Read, moved: Sequence[Shift], at: tuple[int, int])
         site=site_name(layer, subject.anatomy().layers),
         shifts=tuple(moved),
         usual=usual,
-        ranking=rank(parts),
+        ranking=rank(parts, _groups(moved)),
         ids=ids,
         texts=tuple(texts[int(id)] for id in ids),
     )
+
+
+def _groups(moved: Sequence[Shift]) -> list[list[int]]:
+    """Shifts that belong together: those at the start of bare texts, and those of the chat template."""
+    kinds = [shift.place.rpartition(" ")[2] for shift in moved]
+    return [[row for row, one in enumerate(kinds) if one == kind] for kind in dict.fromkeys(kinds)]
 
 
 def _evidence(heard: Heard) -> tuple[Evidence, ...]:
