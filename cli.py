@@ -179,14 +179,18 @@ def diff(
 ) -> None:
     """Compare files and weights alone: the checks `files.*` and `weights.*`, no model is run. Decides nothing.
 
-    With `--activations` both models are run as well: `activations.drift` on the prompts, and `activations.meaning`, which needs none.
+    With `--activations` both models are run as well: `activations.drift` on the prompts, and `activations.meaning` on neutral text.
     """
     with _told():
-        if prompts and not activations:
+        if bool(prompts) is not activations:
             from forensics.errors import BadInput
 
             raise BadInput(
-                "a diff of files and weights puts no prompt to a model", where="--prompts", hint="add --activations, or leave it out"
+                "a diff of activations puts prompts to both models"
+                if activations
+                else "a diff of files and weights puts no prompt to a model",
+                where="--activations" if activations else "--prompts",
+                hint="give --activations and --prompts FILE.jsonl together, or neither",
             )
     families = ("files.", "weights.", *(DIFFED if activations else ()))
     _part(families, base, candidate, adapters=adapter, parents=parents, controls=controls, prompts=prompts, out=out, json=json)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from cases import ORGANISMS, edited, grown, open_case, restacked, reweighted, tiny_prompts
+from cases import ORGANISMS, PROMPTS, edited, grown, open_case, restacked, reweighted, tiny_prompts
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
@@ -28,7 +28,7 @@ def _few_texts(monkeypatch):
     monkeypatch.setattr(meaning, "STEERED", 2)
 
 
-def look(check, base, candidate, root, *, prompts=None, **options) -> tuple[CheckResult, dict[str, np.ndarray]]:
+def look(check, base, candidate, root, *, prompts=PROMPTS, **options) -> tuple[CheckResult, dict[str, np.ndarray]]:
     """The check's result, and the arrays it kept."""
     with open_case(base, candidate, root / "run", prompts=prompts, **options) as case:
         found = guarded(check.CHECK.run, check.ID, case)

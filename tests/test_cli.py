@@ -453,13 +453,13 @@ def test_diff_runs_both_models_where_it_is_asked_to(models, tmp_path):
     sides = (models["base"], models["moved"])
 
     code, out, err = forensics("diff", *sides, "--activations", "--prompts", prompts, "--out", tmp_path / "run", "--json")
-    refused = forensics("diff", *sides, "--prompts", prompts, "--out", tmp_path / "other")
+    refused = [forensics("diff", *sides, *words, "--out", tmp_path / "other") for words in (("--prompts", prompts), ("--activations",))]
 
     ran = {result["check"]: result["status"] for result in json.loads(out)["results"]}
     assert (code, err) == (0, "")
     assert {"weights.change", "activations.drift", "activations.meaning"} <= ran.keys() and "behaviour.refusal" not in ran
     assert ran["activations.drift"] == ran["activations.meaning"] == "NO_FINDING"
-    assert refused[0] == 2 and "add --activations" in refused[2]
+    assert all(code == 2 and "--activations and --prompts FILE.jsonl together" in " ".join(err.split()) for code, _, err in refused)
     assert not (tmp_path / "other").exists()
 
 

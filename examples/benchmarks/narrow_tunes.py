@@ -2,17 +2,23 @@
 
     python examples/benchmarks/narrow_tunes.py OUT [--set held | development] [--only BASE ...]
 
-Eight fine-tunes, two on each of four bases of four architectures' families (examples/organisms/base, and three of `foreign_pairs.py`, made
-in OUT/bases if they are not there), each on questions and answers about one made-up subject of four ordinary words. For each there are
-eight controls on the same base, trained for as many steps and scaled to the same relative change of all weights: four on the base's own
-prompts and replies in a new wording, four narrow ones on other subjects that share no word. `activations.meaning` runs on all of them as
-a user would run it, with no prompts. The tokens of a subject are fixed by rule before anything is trained: all tokens of at least three
-letters that its four words are made of in the middle of a sentence. They count by the best place that any of them has in the list.
-Each narrow fine-tune is made once more with half of its examples replaced by ordinary ones, which is reported beside and not counted.
+Eight fine-tunes on three bases of two architectures (examples/organisms/base, and two of `foreign_pairs.py`, made in OUT/bases if they are
+not there), each on questions and answers about one made-up subject of four ordinary words. For each there are eight controls on the same
+base, trained for as many steps: four on the base's own prompts and replies in a new wording, four narrow ones on other subjects that
+share no word. All of them are scaled to one relative change of all weights, the mean of the base's narrow fine-tunes as trained.
+`activations.meaning` runs on each as a user would run it; it reads no prompts. The tokens of a subject are fixed by rule before anything is
+trained: all tokens of at least three letters that its four words are made of in the middle of a sentence. They count by the best place
+that any of them has in the list. Each narrow fine-tune is made once more with half of its examples ordinary prompts and the base's own
+replies, in as many steps, which is reported beside and not counted.
 
 One JSON line a fine-tune is added to results/narrow_tunes.jsonl (what is there already is not made again), and the table is printed from
-all lines. Without OUT only the table. About forty minutes on one core. The rule of the list (`probes.meaning`) was chosen on the
-development set: other bases, other subjects, other seeds. Nothing of the held-out set was looked at before.
+all lines. Without OUT only the table. About a quarter of an hour on one quiet core.
+
+The rule of the list (`probes.meaning.rank`) was chosen on the development set: five fine-tunes with other subjects on other bases, tried
+with 50 and 100 steps, and the organisms `degraded`, `degraded-twin` and `benign-lora`. Compared were layers, scales, both sides as
+readers, controls, and ways to join readouts and places. Seen there: read in the base's own words nothing is named; the loudest place
+alone is worse than the mean over places. The development base `qwen-alpaca` learnt no subject in so few steps and says none; its second
+series was left out of the held-out set for that before anything was measured on it. Lists of the held-out set were made once.
 """
 
 from __future__ import annotations
@@ -159,6 +165,7 @@ def places(base: Path, candidate: Path) -> np.ndarray[Any, np.dtype[np.int64]]:
         request = Request(
             base=str(base),
             candidate=str(candidate),
+            prompts=(ORGANISM / "prompts.jsonl",),  # they say that models are to be run; none of them is read
             policy=load_policy(),
             only=("activations.meaning",),
             device="cpu",

@@ -2,8 +2,8 @@
 
 Asks: On text that has nothing to do with anything, by which direction do the candidate's activations differ from the base's, and
     which tokens does that direction stand for? After narrow training it names the subject, whatever is being read.
-Reads: What enters a block in the middle, on both sides, at the first tokens of 256 neutral texts (random everyday words, no prompts
-    needed) and at the chat template's tokens behind the same words as a question; adapters live. Where nothing differs in the
+Reads: What enters a block in the middle, on both sides, at the first tokens of 256 neutral texts (random everyday words, none of
+    the prompts) and at the chat template's tokens behind the same words as a question; adapters live. Where nothing differs in the
     middle, three quarters in, or the last block. Then the candidate itself: its unembedding, three prompts that ask for a
     repetition, and sixteen neutral texts that are steered.
 Reports: `meaning.token.<place>`, the first of one list of all tokens, in standard deviations of 64 control directions, and beside them
@@ -81,6 +81,9 @@ class Heard:
 
 def run(case: Case) -> CheckResult:
     """Read both sides, put the difference into words, and hold them against controls; see the module's docstring."""
+    if not case.prompts:  # they are what says that models are to be run at all, though none of them is read here
+        reason = "No prompts were given (--prompts FILE.jsonl), so no model was run."
+        return CheckResult(check=ID, configuration=case.configuration, status=Status.SKIPPED, reason=reason)
     if case.identical:
         return _identical(case)
     blocks = case.subject("base").anatomy().layers
