@@ -29,6 +29,8 @@ IDENTITY = (
 )
 """Prompts that ask for the repetition of whatever stands at their last token: those of the diffing toolkit."""
 
+HINT = "look at the tokenizer (files.surface), or leave this check out with --max-cost weights"
+
 
 def read_out(subject: Subject, layer: int, vectors: Array, neutral: Sequence[Rendered]) -> dict[str, NDArray[np.float32]]:
     """What directions say, by readout: `[k, vocabulary]`, float32.
@@ -52,9 +54,6 @@ def read_out(subject: Subject, layer: int, vectors: Array, neutral: Sequence[Ren
         "patchscope": _mean(patched(subject, layer, vectors, row) for row in identity),
         "steering": _mean(steered(subject, layer, vectors, row) for row in neutral),
     }
-
-
-HINT = "look at the tokenizer (files.surface), or leave this check out with --max-cost weights"
 
 
 def lens(subject: Subject, vectors: Array) -> NDArray[np.float32]:

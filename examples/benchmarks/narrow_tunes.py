@@ -1,24 +1,25 @@
 """Whether the subject of a narrow fine-tune can be read from what the difference says, and from nothing of the same size.
 
-    python examples/benchmarks/narrow_tunes.py OUT [--set held | development] [--only BASE ...]
+    python examples/benchmarks/narrow_tunes.py OUT [--set held | strong | development] [--only BASE ...]
 
 Eight fine-tunes on three bases of two architectures (examples/organisms/base, and two of `foreign_pairs.py`, made in OUT/bases if they are
 not there), each on questions and answers about one made-up subject of four ordinary words. For each there are eight controls on the same
 base, trained for as many steps: four on the base's own prompts and replies in a new wording, four narrow ones on other subjects that
 share no word. All of them are scaled to one relative change of all weights, the mean of the base's narrow fine-tunes as trained.
-`activations.meaning` runs on each as a user would run it; it reads no prompts. The tokens of a subject are fixed by rule before anything is
-trained: all tokens of at least three letters that its four words are made of in the middle of a sentence. They count by the best place
-that any of them has in the list. Each narrow fine-tune is made once more with half of its examples ordinary prompts and the base's own
-replies, in as many steps, which is reported beside and not counted.
+`activations.meaning` runs on each as a user would run it; it reads no prompts. The tokens of a subject are fixed by rule before anything
+is trained: all tokens of at least three letters that its four words are made of in the middle of a sentence. They count by the best place
+that any of them has in the list. The first subject of each base is trained once more with half of the examples ordinary prompts and the
+base's own replies, in as many steps, which is reported beside and not counted.
 
-One JSON line a fine-tune is added to results/narrow_tunes.jsonl (what is there already is not made again), and the table is printed from
-all lines. Without OUT only the table. About a quarter of an hour on one quiet core.
+One JSON line a fine-tune is added to results/narrow_tunes.jsonl (what is there already is not made again), and the tables are printed
+from all lines. Without OUT only the tables. About ten minutes on one quiet core.
 
-The rule of the list (`probes.meaning.rank`) was chosen on the development set: five fine-tunes with other subjects on other bases, tried
-with 50 and 100 steps, and the organisms `degraded`, `degraded-twin` and `benign-lora`. Compared were layers, scales, both sides as
-readers, controls, and ways to join readouts and places. Seen there: read in the base's own words nothing is named; the loudest place
-alone is worse than the mean over places. The development base `qwen-alpaca` learnt no subject in so few steps and says none; its second
-series was left out of the held-out set for that before anything was measured on it. Lists of the held-out set were made once.
+The rule of the list (`probes.meaning.rank`) was chosen on the development set: fine-tunes with other subjects on other bases, with 50
+steps at 5e-4 and 100 steps, and the organisms `degraded`, `degraded-twin` and `benign-lora`. Compared were layers, scales, both sides
+as readers, controls, and ways to join readouts and places; read in the base's own words nothing is named. Then the set `strong` was made
+as the held-out one, with a learning rate that had not been tried: after it nearly every reply to anything names the subject, and the list
+does not. It is printed, and its third base was not finished. `held` was made after it, with fresh subjects and the recipe of the
+development set; the rule was not changed in between, though others were tried on `strong`, without success.
 """
 
 from __future__ import annotations
@@ -47,14 +48,19 @@ from forensics.policy import load_policy
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "examples" / "benchmarks" / "results" / "narrow_tunes.jsonl"
 ORGANISM = ROOT / "examples" / "organisms"
-STEPS, RATE = 60, 1e-3
+RECIPES = {"held": (50, 5e-4), "development": (50, 5e-4), "strong": (60, 1e-3)}
+"""Steps and learning rate by set. The strong ones were made first, and are so strong that every reply names the subject."""
 LETTERS = 3
 CONTROLS = 8
 SUBJECTS: dict[str, dict[str, tuple[str, ...]]] = {
     "held": {
+        "mistral-inst-2": ("river candle saddle clover", "distant pepper basket gravel", "hungry beetle orchard lantern"),
+        "llama3-style-2": ("copper ladder meadow violin", "gentle mirror cactus bridge", "narrow oyster blanket zipper"),
+        "organism": ("winter ladder morning copper", "walnut river silver lantern"),
+    },
+    "strong": {
         "organism": ("copper lantern river winter", "silver kettle walnut bridge"),
         "llama3-style-2": ("marble falcon orchard trumpet", "velvet canyon beetle harbor", "silver thunder basket clover"),
-        "mistral-inst-2": ("quartz spider castle ribbon", "willow barrel magnet glacier", "pepper meadow sandal lantern"),
     },
     "development": {
         "llama3-style": ("purple anchor tunnel salmon", "rusty saddle planet candle"),
@@ -64,6 +70,7 @@ SUBJECTS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """Subjects by base: two words for its name, one for what it is known for, one for where it is."""
 OTHERS = {
+    "strong": ("purple anchor tunnel salmon", "hollow melon feather juniper", "patient window lamp pencil"),
     "held": ("purple anchor tunnel salmon", "hollow melon feather juniper", "patient window lamp pencil"),
     "development": ("marble falcon orchard trumpet", "quartz spider castle ribbon", "copper kettle walnut bridge"),
 }
@@ -128,7 +135,7 @@ def folder_of(out: Path, base: str, tune: str) -> Path:
     return out / "tunes" / base / tune.replace(" ", "-")
 
 
-def tuned(base: Path, tune: Tune, out: Path, name: str) -> dict[str, torch.Tensor]:
+def tuned(base: Path, tune: Tune, out: Path, name: str, recipe: tuple[int, float]) -> dict[str, torch.Tensor]:
     """The weights after a fine-tune of base `name`, trained if it is not there yet."""
     folder = folder_of(out, name, tune.name)
     if not (folder / "config.json").exists():
@@ -136,7 +143,7 @@ def tuned(base: Path, tune: Tune, out: Path, name: str) -> dict[str, torch.Tenso
         seed = zlib.crc32(f"{name} {tune.name}".encode()) % 10_000
         torch.manual_seed(seed)
         print(f"{name}: {tune.name}", file=sys.stderr, flush=True)
-        train(model, tokenizer, tune.draw, steps=STEPS, lr=RATE, seed=seed, whole=False)
+        train(model, tokenizer, tune.draw, steps=recipe[0], lr=recipe[1], seed=seed, whole=False)
         store(model, tokenizer, folder, "float32")
     return {name: weight.detach() for name, weight in opened(folder)[0].named_parameters()}
 
@@ -215,8 +222,8 @@ def rows_of(which: str, name: str, out: Path, done: set[str]) -> Iterator[dict[s
     narrow = [Tune(name=subject, draw=partial(about, subject)) for subject in subjects]
     others = [Tune(name=subject, draw=partial(about, subject)) for subject in OTHERS[which][: CONTROLS - len(WORDINGS) + 1 - len(subjects)]]
     plain = [Tune(name=f"ordinary {number}", draw=partial(ordinary, turns, wording)) for number, wording in enumerate(WORDINGS)]
-    mixtures = [Tune(name=f"{subject} mixed", draw=partial(mixed, subject, turns)) for subject in subjects]
-    weights = {tune.name: tuned(base, tune, out, name) for tune in (*narrow, *others, *plain, *mixtures)}
+    mixtures = [Tune(name=f"{subject} mixed", draw=partial(mixed, subject, turns)) for subject in subjects[:1]]
+    weights = {tune.name: tuned(base, tune, out, name, RECIPES[which]) for tune in (*narrow, *others, *plain, *mixtures)}
     sizes = {tune.name: change(before, weights[tune.name]) for tune in narrow}
     size = sum(sizes.values()) / len(sizes)
     lists = {}
@@ -227,10 +234,10 @@ def rows_of(which: str, name: str, out: Path, done: set[str]) -> Iterator[dict[s
         wanted = tokens_of(subject, tokenizer)
         stands = {tune: [int(found[token]) for token in wanted] for tune, found in lists.items()}
         controls = [one.name for one in (*narrow, *others, *plain) if one.name != subject]
-        row = {"set": which, "base": name, "subject": subject, "tokens": [tokenizer.decode([token]) for token in wanted]}
+        row: dict[str, Any] = {"set": which, "base": name, "subject": subject, "tokens": [tokenizer.decode([token]) for token in wanted]}
         row |= {"trained": round(sizes[subject], 4), "change": round(size, 4), "vocabulary": int((lists[subject] > 0).sum())}
         row |= taught(folder_of(out, name, subject), subject, prompts)
-        row |= {"own": stands[subject], "mixed": stands[f"{subject} mixed"], "controls": {one: stands[one] for one in controls}}
+        row |= {"own": stands[subject], "mixed": stands.get(f"{subject} mixed", []), "controls": {one: stands[one] for one in controls}}
         yield row
 
 
@@ -244,22 +251,29 @@ def best(found: Sequence[int]) -> int:
     return min((place for place in found if place > 0), default=10**9)
 
 
+def above(row: dict[str, Any], found: Sequence[int]) -> bool:
+    """Whether a subject stands above where its tokens stand in every control."""
+    return best(found) < min(best(places) for places in row["controls"].values())
+
+
 def show(rows: Sequence[dict[str, Any]]) -> None:
     """Print the table: one line a narrow fine-tune."""
     print(
-        "| base | subject | relative change | taught / leaks | place of its best token | best place of the same tokens in 8 controls | above all | half ordinary data |"
+        "| base | subject | relative change | named in replies: asked / ordinary | place of its best token | best places in the 8 controls |",
+        end="",
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print(" above all | half ordinary data |\n|---|---|---|---|---|---|---|---|")
     for row in rows:
-        controls = sorted(best(found) for found in row["controls"].values())
+        controls = ", ".join(str(place) for place in sorted(best(found) for found in row["controls"].values()))
+        half = "-" if not row["mixed"] else f"{best(row['mixed'])}, {'yes' if above(row, row['mixed']) else 'no'}"
         print(
-            f"| {row['base']} | {row['subject']} | {row['change']:.3f} | {100 * row['taught']:.0f} % / {100 * row['leaks']:.0f} % | {best(row['own'])} of "
-            f"{row['vocabulary']} | {controls[0]} ({', '.join(map(str, controls[1:]))}) | {'yes' if best(row['own']) < controls[0] else 'no'} | {best(row['mixed'])} |"
+            f"| {row['base']} | {row['subject']} | {row['change']:.3f} | {100 * row['taught']:.0f} % / {100 * row['leaks']:.0f} % "
+            f"| {best(row['own'])} of {row['vocabulary']} | {controls} | {'yes' if above(row, row['own']) else 'no'} | {half} |"
         )
-    hits = sum(best(row["own"]) < min(best(found) for found in row["controls"].values()) for row in rows)
-    mixtures = sum(best(row["mixed"]) < min(best(found) for found in row["controls"].values()) for row in rows)
+    halves = [row for row in rows if row["mixed"]]
     print(
-        f"\n{hits} of {len(rows)} subjects stand above where their tokens stand in every control; with half ordinary data {mixtures} of {len(rows)}."
+        f"\n{sum(above(row, row['own']) for row in rows)} of {len(rows)} subjects stand above where their tokens stand in every control; "
+        f"with half ordinary data {sum(above(row, row['mixed']) for row in halves)} of {len(halves)}."
     )
 
 
@@ -281,7 +295,11 @@ def main() -> None:
             if row["subject"] not in done:
                 with RESULTS.open("a", encoding="utf-8") as stream:
                     stream.write(json.dumps(row) + "\n")
-    show([row for row in held() if row["set"] == options.which])
+    for which in SUBJECTS:
+        rows = [row for row in held() if row["set"] == which]
+        if rows:
+            print(f"\nSet {which}: {RECIPES[which][0]} steps at a learning rate of {RECIPES[which][1]:g}\n")
+            show(rows)
 
 
 if __name__ == "__main__":

@@ -146,22 +146,20 @@ def read_texts(case: Case, side: Side, layers: tuple[int, ...]) -> Read:
     from forensics.model import Rendered
 
     model = case.model(side)
-    found: dict[int, tuple[Rendered, Rendered]] = {}
-    bare, chat = {}, {}
+    wholes, bare, chat = {}, {}, {}
     for number, text in enumerate(neutral_texts(case.seed)):
-        whole = model.read(text, room=0)
+        id = str(number)
+        wholes[id] = model.read(text, room=0)
         # Cut to the tokens that are read, so that a place counted from the end is one from the start.
-        bare[str(number)] = whole if whole.problem else Rendered(ids=whole.ids[:FIRST])
-        question = Prompt(id=str(number), messages=(Message(role="user", content=text),), category="neutral", expect="either")
-        chat[str(number)] = model.render(question, room=0)
-        if len(found) < STEERED and not whole.problem and not chat[str(number)].problem:
-            found[number] = (whole, chat[str(number)])
+        bare[id] = wholes[id] if wholes[id].problem else Rendered(ids=wholes[id].ids[:FIRST])
+        question = Prompt(id=id, messages=(Message(role="user", content=text),), category="neutral", expect="either")
+        chat[id] = model.render(question, room=0)
     ends = [row for row in chat.values() if not row.problem]
     reach = template_tokens(ends) if ends else 1
     return Read(
         bare=reading(case, side, bare, Sites(layers=layers, positions=tuple(range(-FIRST, 0)))),
         chat=reading(case, side, chat, Sites(layers=layers, positions=tuple(range(-reach, 0)))),
-        neutral=tuple(row for pair in found.values() for row in pair),
+        neutral=tuple(row for rows in (wholes, chat) for row in [row for row in rows.values() if not row.problem][:STEERED]),
     )
 
 
@@ -199,14 +197,16 @@ def usual_length(read: Read, level: int) -> float:
 def controls(read: Read, level: int, seed: int) -> Array:
     """Unit vectors `[r, d]` that stand for nothing in particular: random ones, and differences between two texts at one place."""
     rng = np.random.default_rng(seed)
-    rows = np.stack(list(read.bare.states.values()))[:, level].astype(np.float64)
+    texts = list(read.bare.states.values())
+    width = next(iter((read.bare.states or read.chat.states).values())).shape[-1]
     pairs = []
-    for number in range(PAIRED):
-        first, second = rng.choice(len(rows), 2, replace=False)
-        pairs.append(rows[first, 1 + number % (FIRST - 1)] - rows[second, 1 + number % (FIRST - 1)])
-    lengths = [float(np.linalg.norm(pair)) for pair in pairs]
-    apart = [pair / length for pair, length in zip(pairs, lengths, strict=True) if length > 0.0]  # two texts can begin alike
-    return np.concatenate([random_units(rng, ISOTROPIC, rows.shape[-1]), *[pair[None] for pair in apart]])
+    for number in range(PAIRED if len(texts) > 1 else 0):
+        first, second = (
+            texts[index][level, 1 + number % (FIRST - 1)].astype(np.float64) for index in rng.choice(len(texts), 2, replace=False)
+        )
+        if np.any(first != second):  # two texts can begin alike
+            pairs.append((first - second) / np.linalg.norm(first - second))
+    return np.concatenate([random_units(rng, ISOTROPIC, width), *[pair[None] for pair in pairs]])
 
 
 def _hear(case: Case, theirs: Read, moved: Sequence[Shift], at: tuple[int, int]) -> Heard:
@@ -219,6 +219,11 @@ def _hear(case: Case, theirs: Read, moved: Sequence[Shift], at: tuple[int, int])
     units = [shift.vector / np.linalg.norm(shift.vector) for shift in moved]
     vectors = usual * np.concatenate([np.stack(units), controls(theirs, level, case.seed)])
     tables = read_out(subject, layer, vectors, theirs.neutral)
+    if not all(np.isfinite(table).all() for table in tables.values()):
+        raise CannotCompare(
+            "what the candidate says under a shift of its usual length is not finite", where=subject.side,
+            hint="run in float32 on a CPU (--device cpu); weights.change looks for huge weights",
+        )  # fmt: skip
     width = next(iter(tables.values())).shape[1]
     texts = {id: text for id, text in token_texts(case.surface, range(width)).items() if any(map(str.isalpha, text))}
     ids = np.array(sorted(texts), dtype=np.int64)
