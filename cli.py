@@ -26,6 +26,8 @@ EXIT_CODES = (
 PART_EXIT_CODES = (
     "**Exit codes:** 0 done · 1 the tool failed · 2 the command or an input is wrong · 3 a check could not look, or not comparable"
 )
+DIFFED = ("activations.drift", "activations.meaning")
+"""Checks that `diff --activations` runs besides those of files and weights."""
 CHECKING, RUNNING, WRITING = "What to check", "How to run", "What to write"
 
 app = typer.Typer(
@@ -76,6 +78,12 @@ Controls = Annotated[
 PromptFiles = Annotated[
     list[Path] | None,
     typer.Option("--prompts", rich_help_panel=CHECKING, metavar="FILE.jsonl", help="Prompts to put to both models; may be repeated."),
+]
+WithActivations = Annotated[
+    bool,
+    typer.Option(
+        "--activations", rich_help_panel=CHECKING, help="Run both models too: where they part inside, and what the difference says."
+    ),
 ]
 PolicyFile = Annotated[
     Path | None,
@@ -183,11 +191,28 @@ def diff(
     adapter: Adapters = None,
     parents: Parents = None,
     controls: Controls = None,
+    activations: WithActivations = False,
+    prompts: PromptFiles = None,
     out: RunPath = None,
     json: AsJson = False,
 ) -> None:
-    """Compare files and weights alone: the checks `files.*` and `weights.*`, no model is run. Decides nothing."""
-    _part(("files.", "weights."), base, candidate, adapters=adapter, parents=parents, controls=controls, out=out, json=json)
+    """Compare files and weights alone: the checks `files.*` and `weights.*`, no model is run. Decides nothing.
+
+    With `--activations` both models are run as well: `activations.drift` on the prompts, and `activations.meaning` on neutral text.
+    """
+    with _told():
+        if bool(prompts) is not activations:
+            from forensics.errors import BadInput
+
+            raise BadInput(
+                "a diff of activations puts prompts to both models"
+                if activations
+                else "a diff of files and weights puts no prompt to a model",
+                where="--activations" if activations else "--prompts",
+                hint="give --activations and --prompts FILE.jsonl together, or neither",
+            )
+    families = ("files.", "weights.", *(DIFFED if activations else ()))
+    _part(families, base, candidate, adapters=adapter, parents=parents, controls=controls, prompts=prompts, out=out, json=json)
 
 
 @app.command(

@@ -408,15 +408,21 @@ def adding(subject: Subject, vector: NDArray[np.floating], layer: int, *, prompt
     Source:
         Arditi et al. 2024, arXiv:2406.11717, activation addition.
     """
-    parts = subject.anatomy()
-    held = _on(parts, vector)
+    held = _on(subject.anatomy(), vector)
 
     def shifted(x: Tensor) -> Tensor:
         if prompt_alone and x.shape[-2] == 1:
             return x
         return (x.float() + held.to(x.device)).to(x.dtype)
 
-    with _released([parts.blocks[layer].register_forward_pre_hook(_on_input(shifted), with_kwargs=True)]):
+    with changing(subject, shifted, layer):
+        yield
+
+
+@contextlib.contextmanager
+def changing(subject: Subject, change: Callable[[Tensor], Tensor], layer: int) -> Iterator[None]:
+    """Let what enters block `layer`, `[batch, length, d]`, pass through `change` first; also while replies are generated."""
+    with _released([subject.anatomy().blocks[layer].register_forward_pre_hook(_on_input(change), with_kwargs=True)]):
         yield
 
 

@@ -70,11 +70,11 @@ class LiveModel:
         self.device = device
         self._template = tokenizer.get_chat_template() if tokenizer.chat_template else None
         self.context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
-        self._known = len(model.get_input_embeddings().weight)
+        self.known = len(model.get_input_embeddings().weight)
         self._stops = _stop_ids(model, tokenizer, self._template)
         pad = tokenizer.pad_token_id
         pads = [pad] if isinstance(pad, int) else sorted(self._stops)
-        self._pad = next((int(id) for id in pads if id < self._known), 0)
+        self._pad = next((int(id) for id in pads if id < self.known), 0)
         # A checkpoint's own generation config may sample, ban words or cap lengths; none of it may reach a comparison.
         model.generation_config = GenerationConfig(pad_token_id=self._pad, eos_token_id=sorted(self._stops) or None)
 
@@ -110,13 +110,21 @@ class LiveModel:
         whole = asked if asked.problem else self._fitting((*asked.ids, *ids), 0)
         return whole if whole.problem else replace(whole, reply=len(ids))
 
+    def read(self, text: str, *, room: int) -> Rendered:
+        """Token ids of a bare text, as this model's tokenizer begins one, leaving `room` tokens of its context."""
+        return self._fitting(self.tokenizer(text)["input_ids"], room)
+
+    def spelling(self, rendered: Rendered) -> tuple[str, ...]:
+        """The tokens of a prompt as their tokenizer spells them, which tells whether two models read the same ones."""
+        return tuple(map(str, self.tokenizer.convert_ids_to_tokens(list(rendered.ids))))
+
     def _fitting(self, ids: Sequence[int], room: int) -> Rendered:
         if not ids:
             return Rendered(ids=(), problem="it comes out empty")
         if len(ids) + room > self.context:
             return Rendered(ids=(), problem=f"it takes more than its context of {self.context} tokens")
-        if max(ids) >= self._known:  # a vocabulary that was cut: reading on would stop the run, and on a GPU every other
-            return Rendered(ids=(), problem=f"it holds token {max(ids)}, of {self._known} that it has an embedding for")
+        if max(ids) >= self.known:  # a vocabulary that was cut: reading on would stop the run, and on a GPU every other
+            return Rendered(ids=(), problem=f"it holds token {max(ids)}, of {self.known} that it has an embedding for")
         return Rendered(ids=tuple(ids))
 
     def render_last(self, prompt: Prompt, contents: Sequence[str], *, room: int) -> list[Rendered]:
@@ -213,7 +221,7 @@ class LiveModel:
             content = prompt.messages[-1].content
             text = render_template(self._template, prompt.messages, special_tokens=special_tokens(self.tokenizer))
             found.append(tuple(self.tokenizer(text.rpartition(content)[0], add_special_tokens=False)["input_ids"]))
-        return [ids for ids in dict.fromkeys(found) if ids and max(ids) < self._known]
+        return [ids for ids in dict.fromkeys(found) if ids and max(ids) < self.known]
 
     def pieces(self) -> list[str]:
         """The text each ordinary token stands for in the middle of a text (a leading space kept), without repeats."""

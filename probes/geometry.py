@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 Rows = NDArray[np.floating]
 
@@ -121,6 +122,35 @@ def principal_cosines(a: Rows, b: Rows) -> NDArray[np.float64]:
     if len(bases[0]) != len(bases[1]):
         raise ValueError(f"the spans lie in spaces of {len(bases[0])} and {len(bases[1])} dimensions")
     return np.clip(np.linalg.svd(bases[0].T @ bases[1], compute_uv=False), 0.0, 1.0)
+
+
+def span_share(vector: Rows, span: Rows) -> float:
+    """Share of the squared length of `[d]` that lies in the span of orthonormal columns `[d, k]`; 0 of a vector of zeros.
+
+    >>> round(span_share(np.array([3.0, 4.0]), np.array([[0.0], [1.0]])), 6)
+    0.64
+    """
+    wide = np.asarray(vector, dtype=np.float64)
+    whole = float(wide @ wide)
+    return float(np.sum((np.asarray(span, dtype=np.float64).T @ wide) ** 2)) / whole if whole > 0.0 else 0.0
+
+
+def random_share(width: int, size: int) -> tuple[float, float]:
+    """What `span_share` gives for a random span of `size` directions in `width`: mean and 99th percentile, in closed form.
+
+    The share is a Beta variable with parameters size / 2 and (width - size) / 2, since a random rotation of the span is one of the vector.
+
+    Raises:
+        ValueError: The span does not fit.
+
+    >>> random_share(128, 8)[0]
+    0.0625
+    """
+    if not 0 < size <= width:
+        raise ValueError(f"a span of {size} directions does not fit into {width} dimensions")
+    if size == width:
+        return 1.0, 1.0
+    return size / width, float(stats.beta.ppf(0.99, size / 2.0, (width - size) / 2.0))
 
 
 def _alike(base: Rows, candidate: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -12,6 +12,7 @@ from forensics.causes import CAUSES_NAME
 from forensics.record import Action, CheckResult, Evidence, Item, Rule, Status
 from forensics.runfolder import SavedRun, disk_error, write_text
 from forensics.verdict import detectable_name
+from reports.difference import meaning, place_map, speech
 from reports.edits import spectra, tokens
 from reports.figures import Drawing, drop_name, refusal_drops, weight_map
 from reports.hunting import ARMS, Finalist, finalists, search_against_null
@@ -72,6 +73,9 @@ class Section:
     tokens: Drawing | None
     projections: Drawing | None
     curves: Drawing | None
+    places: Drawing | None
+    speech: Drawing | None
+    meaning: Drawing | None
     search: Drawing | None
     finalists: tuple[Finalist, ...]
     examples: tuple[Example, ...]
@@ -141,6 +145,9 @@ def _section(saved: SavedRun, configuration: str) -> Section:
         tokens=tokens(saved, configuration),
         projections=projections(saved, configuration),
         curves=layer_curves(saved, configuration),
+        places=place_map(saved, configuration),
+        speech=speech(saved, configuration),
+        meaning=meaning(saved, configuration),
         search=search_against_null(saved, configuration),
         finalists=finalists(saved, configuration),
         examples=tuple(examples[:EXAMPLES]),

@@ -17,6 +17,7 @@ from forensics.alignment import align
 from forensics.case import CANDIDATE, Case
 from forensics.checkpoint import open_checkpoint
 from forensics.checks import activations_drift as drift
+from forensics.checks import activations_meaning as meaning
 from forensics.checks import activations_refusal_direction as direction
 from forensics.gate.judges import RULE_JUDGE
 from forensics.record import CheckResult, Status
@@ -254,7 +255,7 @@ def test_a_base_that_refuses_everything_has_no_harmless_side(lab, monkeypatch):
     assert 'answers none of the 110 prompts with "expect": "comply"' in result.reason
 
 
-@pytest.mark.parametrize("check", [drift, direction], ids=lambda check: check.ID)
+@pytest.mark.parametrize("check", [drift, direction, meaning], ids=lambda check: check.ID)
 def test_without_prompts_nothing_is_read(check, tmp_path):
     result = run_tiny(check, BASE, BASE, tmp_path, None)
 

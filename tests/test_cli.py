@@ -448,6 +448,21 @@ def test_diff_compares_files_and_weights_alone_and_decides_nothing(tmp_path):
     assert not any(action in out for action in ("DEPLOY", "BLOCK"))
 
 
+def test_diff_runs_both_models_where_it_is_asked_to(models, tmp_path):
+    prompts = tiny_prompts(tmp_path / "p.jsonl", 12)
+    sides = (models["base"], models["moved"])
+
+    code, out, err = forensics("diff", *sides, "--activations", "--prompts", prompts, "--out", tmp_path / "run", "--json")
+    refused = [forensics("diff", *sides, *words, "--out", tmp_path / "other") for words in (("--prompts", prompts), ("--activations",))]
+
+    ran = {result["check"]: result["status"] for result in json.loads(out)["results"]}
+    assert (code, err) == (0, "")
+    assert {"weights.change", "activations.drift", "activations.meaning"} <= ran.keys() and "behaviour.refusal" not in ran
+    assert ran["activations.drift"] == ran["activations.meaning"] == "NO_FINDING"
+    assert all(code == 2 and "--activations and --prompts FILE.jsonl together" in " ".join(err.split()) for code, _, err in refused)
+    assert not (tmp_path / "other").exists()
+
+
 def test_probe_without_prompts_could_not_look(tmp_path):
     code, out, _ = forensics("probe", ORGANISMS / "base", ORGANISMS / "degraded", "--out", tmp_path / "run")
 

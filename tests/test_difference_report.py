@@ -1,0 +1,67 @@
+"""Figures of the activation diff: they show what was kept, and no token a model brings can act in a page."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from cases import record, result, saved_run
+from test_reports import HOSTILE, Page, page_of
+
+from forensics.runfolder import load_run
+from reports.difference import meaning, place_map, speech
+
+DRIFT = {
+    "map_distance_harmful": np.linspace(0.0, 1.5, 15).reshape(5, 3),
+    "map_place_harmful": np.array([-2, -1, 1]),
+    "map_token_harmful": np.array(["", "<|assistant|>", "Sorry"]),
+    "kl_first_harmful": np.array([[2.0, 4.0], [1.0, 1.0]]),
+    "kl_reply_harmful": np.array([[9.0, 0.5, 0.25], [8.0, 0.5, 0.125]]),
+    "kl_number_harmful": np.array([1, 2, 3]),
+}
+
+
+def said(text):
+    return {
+        "score": np.array([9.0, 3.0]), "text": np.array([text, "plain"]), "readouts": np.array([[9.0, 3.0], [8.0, 3.0], [10.0, 3.0]]),
+        "readout": np.array(["lens", "patchscope", "steering"]), "controls": np.array([1.0, 2.0, 4.0]),
+    }  # fmt: skip
+
+
+def run_with(folder, **arrays):
+    saved_run(folder, record([result("activations.drift"), result("activations.meaning")]))
+    (folder / "arrays").mkdir(exist_ok=True)
+    for check, rows in arrays.items():
+        with (folder / "arrays" / f"activations.{check}.npz").open("wb") as stream:
+            np.savez(stream, allow_pickle=False, **{f"candidate/{name}": array for name, array in rows.items()})
+    return load_run(str(folder))
+
+
+def test_a_run_without_an_activation_diff_has_no_such_figures(tmp_path):
+    saved = run_with(tmp_path / "run")
+
+    assert (place_map(saved, "candidate"), speech(saved, "candidate"), meaning(saved, "candidate")) == (None, None, None)
+    assert "what the difference says" not in page_of(saved).text
+
+
+def test_the_figures_say_in_words_what_they_show(tmp_path):
+    saved = run_with(tmp_path / "run", drift=DRIFT, meaning=said("Sure"))
+
+    assert place_map(saved, "candidate").description == "Largest distances: harmful 1.5 at layer 4, token +1."
+    assert "harmful 3 and 1 nats at the first token" in speech(saved, "candidate").description
+    assert meaning(saved, "candidate").description == "First tokens: Sure, plain; the first is 9.0 standard deviations out."
+    page = page_of(saved)
+    assert page.broken == []
+    assert {"Inside: at which tokens the models part", "Inside: what the difference says"} <= {text.strip() for text in page.texts}
+
+
+@pytest.mark.parametrize(
+    "evil", [text for name, text in HOSTILE.items() if name != "surrogate"], ids=[name for name in HOSTILE if name != "surrogate"]
+)
+def test_no_token_acts_in_a_page(evil, tmp_path):
+    hostile = DRIFT | {"map_token_harmful": np.array([evil] * 3)}
+
+    page = page_of(run_with(tmp_path / "run", drift=hostile, meaning=said(evil)))
+
+    assert isinstance(page, Page) and page.broken == []
+    assert not {tag for tag, _ in page.elements} & {"script", "img", "iframe", "b"}
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
