@@ -85,7 +85,12 @@ OnlyChecks = Annotated[
     list[str] | None, typer.Option("--only", rich_help_panel=CHECKING, metavar="CHECK", help="Run this check only; may be repeated.")
 ]
 Dearest = Annotated[MaxCost, typer.Option("--max-cost", rich_help_panel=CHECKING, help="Stop before checks dearer than this.")]
-Device = Annotated[str, typer.Option("--device", rich_help_panel=RUNNING, help="cpu, cuda, cuda:1 or auto.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device", rich_help_panel=RUNNING, help="cpu, cuda, cuda:1, auto, or spread over all there is, for models too large for one GPU."
+    ),
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", rich_help_panel=RUNNING, min=1, help="Prompts put to a model side by side.")]
 ReplyLength = Annotated[int, typer.Option("--max-new-tokens", rich_help_panel=RUNNING, min=1, help="Longest reply, in tokens.")]
 Seed = Annotated[int, typer.Option("--seed", rich_help_panel=RUNNING, help="Seed for every random choice.")]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from forensics.errors import CannotCompare
@@ -59,10 +60,14 @@ class Anatomy:
 
 @dataclass(frozen=True, kw_only=True)
 class WritingMatrix:
-    """One matrix that writes to the residual stream, `[width, inputs]`, float32, adapters included; `name` as in the model."""
+    """One matrix that writes to the residual stream, `[width, inputs]`, float32, adapters included.
+
+    `block` is the number of its block, None for the embedding.
+    """
 
     name: str
     part: str
+    block: int | None
     weight: Tensor
 
 
@@ -108,7 +113,7 @@ def writing_matrices(model: Any) -> Iterator[WritingMatrix]:
         The embedding first (its rows as columns), then block by block.
     """
     found = dissect(model)
-    yield WritingMatrix(name="embedding", part="embedding", weight=_effective(found.embedding).T)
+    yield WritingMatrix(name="embedding", part="embedding", block=None, weight=_effective(found.embedding).T)
     last: dict[int, nn.Module] = {}
     owners = {id(module): part for part in (*found.attention, *found.mlp) for module in part.modules()}
 
@@ -119,9 +124,7 @@ def writing_matrices(model: Any) -> Iterator[WritingMatrix]:
         module.register_forward_hook(note) for part in (*found.attention, *found.mlp) for module in part.modules() if _is_matrix(module)
     ]
     try:
-        device = next(found.embedding.parameters()).device
-        with torch.inference_mode():
-            found.trunk(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device), use_cache=False)
+        run_one_token(found)
     finally:
         for handle in handles:
             handle.remove()
@@ -132,7 +135,17 @@ def writing_matrices(model: Any) -> Iterator[WritingMatrix]:
                 weight = _effective(module)
                 inner = getattr(_worn(module), "base_layer", _worn(module))
                 # transformers' Conv1D, of GPT-2, stores [inputs, outputs].
-                yield WritingMatrix(name=f"blocks.{layer}.{kind}", part=kind, weight=weight if isinstance(inner, nn.Linear) else weight.T)
+                weight = weight if isinstance(inner, nn.Linear) else weight.T
+                yield WritingMatrix(name=f"blocks.{layer}.{kind}", part=kind, block=layer, weight=weight)
+
+
+def run_one_token(parts: Anatomy) -> None:
+    """One forward pass over one token, for what hooks hear of it."""
+    device = next(parts.embedding.parameters()).device
+    # On no device is what accelerate fetches when it is needed; it moves what goes into such a module as well.
+    ids = torch.zeros((1, 1), dtype=torch.long, device="cpu" if device.type == "meta" else device)
+    with torch.inference_mode():
+        parts.trunk(input_ids=ids, use_cache=False)
 
 
 def _blocks(model: Any) -> tuple[nn.Module, tuple[nn.Module, ...]]:
@@ -194,11 +207,21 @@ def _worn(module: Any) -> Any:
     return copies[active[0]] if active and not module.disable_adapters else module.original_module
 
 
+def _stored(module: Any) -> Tensor:
+    """The weight as it is held, float32; fetched where accelerate keeps it elsewhere."""
+    if not module.weight.is_meta:
+        held: Tensor = module.weight.detach().float()
+        return held
+    with align_module_device(module, torch.device("cpu")):
+        fetched: Tensor = module.weight.detach().float().clone()
+    return fetched
+
+
 def _effective(module: Any) -> Tensor:
     """The matrix that acts: the stored one and what the adapters that are active now make of it."""
     module = _worn(module)
     inner = getattr(module, "base_layer", module)
-    weight: Tensor = inner.weight.detach().float()
+    weight = _stored(inner)
     if inner is module or module.disable_adapters:
         return weight
     held = {*getattr(module, "lora_A", {}), *getattr(module, "lora_embedding_A", {})}

@@ -177,14 +177,14 @@ def refuse_unknown_device(device: str) -> None:
     Raises:
         BadInput: The message says which of the two.
     """
-    if device in ("auto", "cpu"):
+    if device in ("auto", "cpu", "spread"):
         return
     import torch  # heavy
 
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
-        raise BadInput(f"there is no device {device!r}", where="--device", hint="cpu, cuda, cuda:1 or auto") from error
+        raise BadInput(f"there is no device {device!r}", where="--device", hint="cpu, cuda, cuda:1, spread or auto") from error
     if kind != "cuda" or not torch.cuda.is_available():
         raise BadInput(f"this machine has no device {device!r}", where="--device", hint="cpu, or auto for the best there is")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,9 @@ from forensics.workbench import Workbench
 if TYPE_CHECKING:
     import torch
 
-    from forensics.capture import Sites, Subject
+    from forensics.capture import Reading, Sites, Spread, Subject
     from forensics.model import LiveModel, Rendered
+    from probes.moments import Mean
 
 Cost = Literal["files", "weights", "activations", "generation", "search"]
 COSTS: tuple[Cost, ...] = ("files", "weights", "activations", "generation", "search")
@@ -155,18 +156,57 @@ class Case:
         """
         from forensics.capture import mean_residual, residuals  # heavy: brings torch
 
-        weights = self.base if side == "base" else self.candidate
         subject = self.subject(side)
-        key = {
+        key = self._read_by(subject, side, rendered) | {"sites": [sites.layers, sites.positions], "mean": mean}
+        read = mean_residual if mean else residuals
+        return self.workbench.cached(key, lambda: read(subject, rendered, sites))
+
+    def activations_at(self, side: Side, rendered: Sequence[Rendered], reading: Reading) -> NDArray[np.floating]:
+        """Activations of one side at named sites and tokens, `[n, sites, spots, d]` float32, kept in the run as `activations` are.
+
+        Raises:
+            BadInput: There is no such site.
+            CannotCompare: As `activations`; or a text does not reach as far as a spot.
+        """
+        from forensics.capture import activations  # heavy: brings torch
+
+        subject = self.subject(side)
+        key = self._read_by(subject, side, rendered) | {"reading": _spelled(reading)}
+        return self.workbench.cached(key, lambda: activations(subject, rendered, reading))
+
+    def statistics(self, side: Side, rendered: Sequence[Rendered], reading: Reading, spread: Spread) -> list[list[Mean]]:
+        """Count, mean and `spread` of one side's activations, for every site a list by spot; kept in the run, without the activations.
+
+        Raises:
+            BadInput: There is no such site.
+            CannotCompare: As `activations`.
+        """
+        from forensics.capture import statistics  # heavy: brings torch
+
+        subject = self.subject(side)
+        key = self._read_by(subject, side, rendered) | {"reading": _spelled(reading), "spread": [spread.kind, spread.directions]}
+
+        def compute() -> dict[str, NDArray[np.generic]]:
+            found = statistics(subject, rendered, reading, spread)
+            return {f"{i}/{j}/{name}": array for i, j, seen in _grid(found) for name, array in seen.arrays().items()}
+
+        held = self.workbench.cached_arrays(key, compute)
+        empty = [[spread.empty(held["0/0/mean"].shape[0]) for _ in reading.spots] for _ in reading.sites]
+        for i, j, seen in _grid(empty):
+            seen.restore({name: held[f"{i}/{j}/{name}"] for name in seen.arrays()})
+        return empty
+
+    def _read_by(self, subject: Subject, side: Side, rendered: Sequence[Rendered]) -> dict[str, Any]:
+        """What decides the activations of `rendered` at any site: by it they are found again."""
+        weights = self.base if side == "base" else self.candidate
+        key: dict[str, Any] = {
             "weights": weights.digest,
             "adapters": [adapter.digest for adapter in subject.adapters],
             "ids": [row.ids for row in rendered],  # holds template and tokenizer as well
-            "sites": [sites.layers, sites.positions],
             "dtype": subject.precision,
-            "mean": mean,
         }
-        read = mean_residual if mean else residuals
-        return self.workbench.cached(key, lambda: read(subject, rendered, sites))
+        # Where no text has a reply the key is what it was before there were any.
+        return key | ({"replies": [row.reply for row in rendered]} if any(row.reply for row in rendered) else {})
 
     def keep_arrays(self, check: str, arrays: dict[str, NDArray[np.generic]]) -> None:
         """Keep arrays of this configuration in arrays/<check>.npz, under "<configuration>/<name>"."""
@@ -177,6 +217,16 @@ class Case:
                 held = dict(old)
         held |= {f"{self.configuration}/{name}": array for name, array in arrays.items()}
         self.workbench.run.write_array(check, lambda stream: np.savez_compressed(stream, allow_pickle=False, **held))
+
+
+def _spelled(reading: Reading) -> list[Any]:
+    return [reading.sites, [[spot.anchor, spot.offset] for spot in reading.spots]]
+
+
+def _grid(found: list[list[Mean]]) -> Iterator[tuple[int, int, Mean]]:
+    for site, line in enumerate(found):
+        for spot, seen in enumerate(line):
+            yield site, spot, seen
 
 
 def _sum(parts: Sequence[Callable[[], torch.Tensor]]) -> torch.Tensor:

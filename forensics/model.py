@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from forensics.adapters import Adapter, refuse_together
 from forensics.checkpoint import Checkpoint
 from forensics.errors import CannotCompare, ToolFailed, is_out_of_memory
+from forensics.placement import is_spread, place, refuse_adapter, refuse_spread
 from forensics.prompts import Message, Prompt
 from forensics.templates import TemplateFailed, render_template, writes_content_only
 
@@ -31,10 +32,11 @@ PROBE_TURNS = (Message(role="user", content="Hi."), Message(role="assistant", co
 
 @dataclass(frozen=True, kw_only=True)
 class Rendered:
-    """A prompt as the token ids a model reads, or the reason why it cannot be put to it."""
+    """A prompt as the token ids a model reads, or the reason why it cannot be put to it. The last `reply` of them are a reply to it."""
 
     ids: tuple[int, ...]
     problem: str = ""
+    reply: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,8 @@ class LiveModel:
     """A causal language model in memory with its tokenizer; adapters can be put on and taken off."""
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, *, name: str, device: torch.device) -> None:
-        self._model = model.to(device).eval().requires_grad_(False)
+        placed = model if is_spread(model) else model.to(device)
+        self._model = placed.eval().requires_grad_(False)
         self._peft: Any = None
         self._slots: dict[str, str] = {}
         self._overwritten: dict[str, list[tuple[torch.nn.Parameter, torch.Tensor]]] = {}
@@ -97,6 +100,16 @@ class LiveModel:
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return self._fitting(ids, room)
 
+    def render_answered(self, prompt: Prompt, reply: str) -> Rendered:
+        """Token ids of `prompt` with `reply` begun behind it, as the model has them before it while it replies; nothing ends the turn.
+
+        A reply that was generated may come out in other tokens than it was generated in.
+        """
+        asked = self.render(prompt, room=0)
+        ids = self.tokenizer(reply, add_special_tokens=False)["input_ids"]
+        whole = asked if asked.problem else self._fitting((*asked.ids, *ids), 0)
+        return whole if whole.problem else replace(whole, reply=len(ids))
+
     def _fitting(self, ids: Sequence[int], room: int) -> Rendered:
         if not ids:
             return Rendered(ids=(), problem="it comes out empty")
@@ -134,6 +147,14 @@ class LiveModel:
                 return None
         before, found, after = text.partition(MARK)
         return (before, after) if found and MARK not in after else None
+
+    def refuse_spread(self) -> None:
+        """Refuse what copies or mixes weights, where they are not all on one device.
+
+        Raises:
+            ToolFailed: They are not.
+        """
+        refuse_spread(self._model, name=self.name)
 
     def says_the_same_as(self, other: LiveModel, prompts: Sequence[Prompt]) -> bool:
         """Whether both hold the same parameters, value by value, under one config, template and tokenizer, and read `prompts` alike."""
@@ -258,6 +279,7 @@ class LiveModel:
             return
         from peft import PeftModel  # heavy, and only needed with adapters
 
+        refuse_adapter(self._model, name=adapter.name)
         # PEFT's own names may not hold dots. A slot that was refused stays taken.
         slot = f"slot{0 if self._peft is None else len(self._peft.peft_config)}"
         self._refuse_beside(adapter)
@@ -352,29 +374,31 @@ def open_model(weights: Checkpoint, *, device: str, surface: Checkpoint | Adapte
 
     Args:
         weights: The checkpoint to load.
-        device: `cpu`, `cuda`, `cuda:1`, or `auto`.
+        device: `cpu`, `cuda`, `cuda:1`, `spread` or `auto`; see `forensics.placement`.
         surface: Where tokenizer and chat template come from, if not from `weights`.
 
     Raises:
         CannotCompare: transformers cannot build this model without running the checkpoint's own code, or would fill in
-            weights that the checkpoint does not have.
+            weights that the checkpoint does not have; or it has an encoder beside its decoder.
         ToolFailed: The machine has not enough memory.
     """
-    target = pick_device(device)
+    target = place(weights, device)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(str((surface or weights).path), trust_remote_code=False, local_files_only=True)
+        _refuse_encoder(weights, AutoConfig.from_pretrained(str(weights.path), trust_remote_code=False, local_files_only=True))
         model, loaded = AutoModelForCausalLM.from_pretrained(
             str(weights.path),
             trust_remote_code=False,
             local_files_only=True,
             use_safetensors=True,
-            dtype=torch.float32 if target.type == "cpu" else "auto",
+            dtype=target.dtype,
             output_loading_info=True,
+            **target.options,
         )
         _refuse_made_up(weights, {name for name, _ in model.named_parameters()} & set(loaded["missing_keys"]))
-        return LiveModel(model, tokenizer, name=weights.name, device=target)
+        return LiveModel(model, tokenizer, name=weights.name, device=target.device)
     except MemoryError as error:
         raise _does_not_fit(weights) from error
     except (ValueError, OSError, KeyError, ImportError, RuntimeError, AttributeError, TypeError) as error:
@@ -385,6 +409,16 @@ def open_model(weights: Checkpoint, *, device: str, surface: Checkpoint | Adapte
             where=weights.name,
             hint="it needs an architecture that transformers knows, and a tokenizer; a checkpoint's own code is never run",
         ) from error
+
+
+def _refuse_encoder(weights: Checkpoint, config: Any) -> None:
+    """Refuse a model with an encoder: of some, transformers would load the decoder alone and have it talk to itself."""
+    if config.is_encoder_decoder:
+        raise CannotCompare(
+            f"this is an encoder-decoder model ({config.model_type}), and only decoders are asked and read inside",
+            where=weights.name,
+            hint="compare its files and weights alone with --max-cost weights",
+        )
 
 
 def _refuse_made_up(weights: Checkpoint, missing: set[str]) -> None:
@@ -400,13 +434,6 @@ def _refuse_made_up(weights: Checkpoint, missing: set[str]) -> None:
 
 def _does_not_fit(weights: Checkpoint) -> ToolFailed:
     return ToolFailed("the model does not fit into memory", where=weights.name, hint="use a larger machine, or --max-cost weights")
-
-
-def pick_device(device: str) -> torch.device:
-    """The torch device for `cpu`, `cuda`, `cuda:1` or `auto`."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
 
 
 def _first_line(error: Exception) -> str:

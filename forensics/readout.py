@@ -28,6 +28,8 @@ LONGEST = 60
 """Characters of a token's text that may be tried in prompts, and are shown."""
 A_DIRECTION = 3
 """Tokens that one direction may name."""
+DEEPEST = 8
+"""Strongest directions of a matrix that are read: what a change was made for is among them, and every one costs a pass over the vocabulary."""
 LISTED = 48
 """Tokens kept of each sort."""
 NEAR = 0.25
@@ -94,11 +96,11 @@ def _read(case: Case) -> Readings:
         return Readings()
     found: list[tuple[Sort, int, str, float, float]] = []
     sorts: tuple[tuple[Sort, Pair], ...] = (("listens", embedding), ("promotes", places.get("head", embedding)))
-    for sort, pair in sorts:
-        directions, names = _directions(case, profiles, sort, pair.base.shape[1])
-        if names:
-            rows, chance = _stand_out(case, pair, directions, names)
-            found += [(sort, *row, chance) for row in rows]
+    asked = [(sort, pair, *_directions(case, profiles, sort, pair.base.shape[1])) for sort, pair in sorts]
+    for matrix in {pair.name: pair for _, pair, _, names in asked if names}.values():
+        # A tied matrix is passed over once for both.
+        here = [(sort, directions, names) for sort, pair, directions, names in asked if pair.name == matrix.name]
+        found += _stand_out(case, matrix, here)
     for pair in places.values():
         found += [("moved", row, pair.name, share, 0.0) for row, share in _moved(profiles[pair.name])]
     moved = {row for pair in places.values() for row, _ in profiles[pair.name].moved}
@@ -146,30 +148,37 @@ def _directions(case: Case, profiles: dict[str, Profile], sort: str, width: int)
         side, entries = (profile.spectrum.left, profile.rows) if left else (profile.spectrum.right, profile.columns)
         thinned = profile.thinned > 1 and (profile.columns is None) == left
         if profile.shape[0 if left else 1] == width and not thinned:  # not where the stream's own axis was thinned
-            side = spread(side[:, : profile.spectrum.rank], entries, width)
+            side = spread(side[:, : min(DEEPEST, profile.spectrum.rank)], entries, width)
             vectors.append(side)
             names += [pair.name] * side.shape[1]
     return (torch.cat(vectors, dim=1) if vectors else torch.zeros(width, 0)), names
 
 
-def _stand_out(case: Case, pair: Pair, directions: torch.Tensor, names: Sequence[str]) -> tuple[list[tuple[int, str, float]], float]:
-    """Rows of the base's vocabulary that lie further along a direction than chance has it: row, tensor, standard deviations."""
-    from probes.readout import Readout
+def _stand_out(case: Case, pair: Pair, asked: Sequence[tuple[Sort, torch.Tensor, list[str]]]) -> list[tuple[Sort, int, str, float, float]]:
+    """Rows of the base's vocabulary that lie further along a direction than chance has it.
 
+    Returns:
+        Sort, row, tensor, standard deviations, and how many of them chance reaches.
+    """
+    import torch  # heavy
+
+    from probes.readout import Readout, finite
+
+    directions = torch.cat([part for _, part, _ in asked], dim=1)
+    labels = [(sort, name) for sort, _, names in asked for name in names]
     total, count = directions.new_zeros(directions.shape[0]).double(), 0
     for block in case.base.blocks(pair.base.name):
-        total, count = total + block.double().nan_to_num(0.0, 0.0, 0.0).sum(dim=0), count + len(block)
+        total, count = total + finite(block.float()).sum(dim=0).double(), count + len(block)
     readout = Readout(directions=directions, centre=(total / max(1, count)).float(), most=A_DIRECTION)
     for block in case.base.blocks(pair.base.name):
         readout.update(block)
     far, tokens = readout.peaks()
-    rows = [
-        (int(token), name, float(value))
-        for column, name in enumerate(names)
+    return [
+        (sort, int(token), name, float(value), readout.chance)
+        for column, (sort, name) in enumerate(labels)
         for value, token in zip(far[:, column], tokens[:, column], strict=True)
         if float(value) > readout.chance
     ]
-    return rows, readout.chance
 
 
 def _moved(profile: Profile) -> list[tuple[int, float]]:

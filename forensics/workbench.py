@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -66,7 +66,11 @@ class Workbench:
     def pair(
         self, first: tuple[Checkpoint, Checkpoint | Adapter], second: tuple[Checkpoint, Checkpoint | Adapter]
     ) -> tuple[LiveModel, LiveModel]:
-        """Two live models at once, each of weights and the surface whose tokenizer it uses."""
+        """Two live models at once, each of weights and the surface whose tokenizer it uses.
+
+        Raises:
+            ToolFailed: One of them does not fit onto one device.
+        """
         from forensics.model import open_model  # heavy: brings torch
 
         self.close()
@@ -74,6 +78,8 @@ class Workbench:
         self.progress(f"loading {second[0].name}", 0, 1)
         self._beside = open_model(second[0], device=self.device, surface=second[1])
         self.progress(f"loading {second[0].name}", 1, 1)
+        for model in (one, self._beside):
+            model.refuse_spread()
         return one, self._beside
 
     def close(self) -> None:
@@ -95,16 +101,21 @@ class Workbench:
 
     def cached(self, key: dict[str, Any], compute: Callable[[], NDArray[np.floating]]) -> NDArray[np.floating]:
         """What `compute` gives, kept in `cache/` of the run under the digest of `key`, and read back the next time."""
+        values: NDArray[Any] = self.cached_arrays(key, lambda: {"values": compute()})["values"]
+        return values
+
+    def cached_arrays(self, key: dict[str, Any], compute: Callable[[], Mapping[str, NDArray[Any]]]) -> Mapping[str, NDArray[Any]]:
+        """Several arrays by name, kept as `cached` keeps one."""
         name = f"cache/{sha256_text(canonical_json(key))}.npz"
-        values: NDArray[np.floating]
         # Not there yet, or damaged by hand: then it is computed.
         with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             with np.load(self.run.path / name, allow_pickle=False) as stored:
-                values = stored["values"]
-            return values
-        values = compute()
-        self.run.write(name, lambda stream: np.savez(stream, allow_pickle=False, values=values))
-        return values
+                found = dict(stored)
+            if found:
+                return found
+        arrays = compute()
+        self.run.write(name, lambda stream: np.savez(stream, allow_pickle=False, **arrays))
+        return arrays
 
     def remembered(self, key: str, compute: Callable[[], Thing]) -> Thing:
         """What `compute` gives, kept in memory for the other configurations of this run: they share the base."""

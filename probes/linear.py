@@ -158,7 +158,7 @@ def shuffled_auroc(rows: Array, labels: Sequence[bool], groups: Sequence[Hashabl
     return np.array(found)
 
 
-def random_aurocs(positive: Array, negative: Array, *, seed: int, count: int = 100) -> Array:
+def random_aurocs(positive: Array, negative: Array, *, seed: int, count: int = 1000) -> Array:
     """How well `count` random directions tell `[n, d]` from `[m, d]` rows, each turned the way it does better."""
     rng = np.random.default_rng(seed)
     vectors = random_units(rng, count, positive.shape[1])

@@ -14,6 +14,11 @@ import torch
 from torch import Tensor
 
 
+def finite(values: Tensor) -> Tensor:
+    """The values, with zeros for what is no number; a copy is made only where there is such."""
+    return values if bool(torch.isfinite(values.sum())) else torch.nan_to_num(values, 0.0, 0.0, 0.0)
+
+
 @dataclass(kw_only=True)
 class Readout:
     """Cosines of `directions` `[d, k]` with the rows of a matrix `[tokens, d]`; feed it blocks of rows, then ask for the `peaks`.
@@ -31,11 +36,12 @@ class Readout:
 
     def update(self, rows: Tensor) -> None:
         """Add rows `[n, d]`, any float dtype; what lies in the centre lies along nothing."""
-        rows = torch.nan_to_num(rows.float(), 0.0, 0.0, 0.0) - self.centre
-        units = self.directions / self.directions.norm(dim=0).clamp(min=torch.finfo(torch.float32).tiny)
-        cosines = (rows @ units) / rows.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-        self._sum = self._sum + cosines.double().sum(dim=0)
-        self._squares = self._squares + cosines.double().square().sum(dim=0)
+        tiny = torch.finfo(torch.float32).tiny
+        rows = finite(rows.float()) - self.centre
+        units = self.directions / self.directions.norm(dim=0).clamp(min=tiny)
+        cosines = (rows @ units).div_(rows.norm(dim=1, keepdim=True).clamp(min=tiny))
+        self._sum = self._sum + cosines.sum(dim=0).double()
+        self._squares = self._squares + cosines.square().sum(dim=0).double()
         kept = min(self.most, len(rows))
         for largest in (True, False):  # a direction has no sign, and the mean is not known yet: both ends are kept
             values, index = cosines.topk(kept, dim=0, largest=largest)

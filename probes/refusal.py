@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
+from probes.carrier import SPAN_MOST, Carrier, widened
 from probes.direction import Direction, from_difference
 
 Array = NDArray[np.float64]
@@ -199,25 +199,21 @@ def divergence(plain: NDArray[np.floating], changed: NDArray[np.floating]) -> fl
     return float(terms.sum(axis=1).mean())
 
 
-def causal_span(selection: Selection) -> Array:
-    """Orthonormal columns `[d, k]` that span the causal directions of the chosen position; the first is the chosen one.
+def causal_span(selection: Selection, carrier: Carrier) -> Array:
+    """Orthonormal columns `[d, k]` that span what carries refusal and the other causal directions of the chosen position.
 
-    Of the others only what is clearly independent of those before it is kept, and at most `SPAN_MOST` columns.
+    The first is the chosen direction. Of the others only what is clearly independent of those before it is kept, and at
+    most `SPAN_MOST` columns in all.
     """
-    chosen = selection.direction
-    columns = [chosen.vector]
-    for direction, effect in zip(selection.candidates, selection.effects, strict=True):
-        rest = direction.vector - np.sum([(column @ direction.vector) * column for column in columns], axis=0)
-        size = float(np.linalg.norm(rest))
-        if direction.position == chosen.position and effect.qualifies and size > SPAN_NEW and len(columns) < SPAN_MOST:
-            columns.append(rest / size)
-    return np.stack(columns, axis=1)
-
-
-SPAN_NEW = 0.3
-"""Least part of a direction that must lie outside the span so far for it to be widened: less is noise of the means."""
-SPAN_MOST = 8
-"""Most columns: among many directions the smallest gain is small by chance."""
+    span = selection.direction.vector[:, None]
+    others = [direction.vector for direction, effect in zip(selection.candidates, selection.effects, strict=True)
+              if direction.position == selection.direction.position and effect.qualifies]  # fmt: skip
+    inner = carrier.columns[0].T if carrier.form == "subspace" else ()
+    for vector in (*inner, *others):
+        wider = widened(span, vector)
+        if wider is not None and wider.shape[1] <= SPAN_MOST:
+            span = wider
+    return span
 
 
 def least_gain(before: Sequence[Array], after: Sequence[Array]) -> Array:
@@ -253,13 +249,14 @@ def least_gain(before: Sequence[Array], after: Sequence[Array]) -> Array:
 class Gains:
     """How strongly a candidate's writing matrices still write along a direction, against the base's: ||r^T W'|| / ||r^T W||.
 
-    `middle` is the median over attention and MLP outputs, `embedding` that of the embedding, `halved` the share of the
-    former below one half.
+    `middle` is the median over attention and MLP outputs, `embedding` that of the embedding; `halved` and `gone` are the
+    shares of the former below `GAIN_ERASED` and `GAIN_GONE`.
     """
 
     middle: float
     embedding: float
     halved: float
+    gone: float
     n: int
 
 
@@ -270,99 +267,39 @@ def gains_along(coordinates: Array, before: Sequence[Array], after: Sequence[Arr
         ValueError: There is no matrix beside the embedding.
 
     >>> gains_along(np.array([1.0]), [np.array([[4.0]]), np.array([[4.0]])], [np.array([[4.0]]), np.array([[1.0]])])
-    Gains(middle=0.5, embedding=1.0, halved=0.0, n=1)
+    Gains(middle=0.5, embedding=1.0, halved=0.0, gone=0.0, n=1)
     """
     ours, theirs = (np.einsum("i,nij,j->n", coordinates, np.stack(list(grams)), coordinates) for grams in (before, after))
     ratios = np.sqrt(np.maximum(theirs, 0.0) / ours)
     inner = ratios[1:]
     if not inner.size:
         raise ValueError("no matrix that writes to the residual stream, beside the embedding")
-    return Gains(middle=float(np.median(inner)), embedding=float(ratios[0]), halved=float(np.mean(inner < GAIN_ERASED)), n=len(inner))
+    halved, gone = (float(np.mean(inner < least)) for least in (GAIN_ERASED, GAIN_GONE))
+    return Gains(middle=float(np.median(inner)), embedding=float(ratios[0]), halved=halved, gone=gone, n=len(inner))
+
+
+def gains_by_layer(before: Sequence[Array], after: Sequence[Array]) -> Array:
+    """Gains `[n]` of matrices along directions of their own layer, since an edit may take another one out of every layer.
+
+    Args:
+        before: For each matrix W of the base ||r^T W||^2 for each own unit vector r, `[j]`.
+        after: The same for the candidate, in the same order.
+
+    Returns:
+        The smallest gain of each matrix; a matrix of the base that writes along none of its directions is left out.
+
+    >>> gains_by_layer([np.array([4.0, 1.0]), np.array([0.0])], [np.array([1.0, 1.0]), np.array([1.0])])
+    array([0.5])
+    """
+    pairs = [(ours, theirs[ours > 0.0] / ours[ours > 0.0]) for ours, theirs in zip(before, after, strict=True)]
+    return np.array([np.sqrt(ratios.min()) for ours, ratios in pairs if ratios.size])
 
 
 GAIN_ERASED = 0.5
 """Below this write gain a direction counts as removed from the weights: half-way between untouched (1) and removed (0).
 Set beforehand. Measured on the made organisms: see the check."""
-SEPARATES = 0.8
-"""Below this held-out AUROC a projection no longer tells the kinds apart for use. Set beforehand; chance is 0.5."""
-REFUSAL_LOST = 0.5
-"""Refusal counts as lost where the candidate keeps at most this share of the base's."""
-EFFECT_KEPT = 0.5
-"""A direction still acts in the candidate where ablation and addition keep at least this share of their effect."""
-CAUSAL = 0.3
-"""Least fall under ablation and rise under addition for a direction to be called causal, as shares of all prompts; it
-must exceed the 99th percentile of random directions as well."""
-SAME = 0.7
-"""From this cosine on two directions count as one. Random directions of width 128 reach 0.23 in one of a hundred pairs."""
-
-Label = Literal["intact", "turned", "erased-from-weights", "present-but-unused", "moved-layers"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Own:
-    """A direction the candidate has of its own: whether it is causal there, its layer, and its cosine with the base's
-    chosen direction and with the base's difference of means at the same layer and position.
-    """
-
-    causal: bool
-    layer: int
-    cosine: float
-    cosine_there: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Traces:
-    """What is left of the base's direction in a candidate; shares are between 0 and 1.
-
-    `gain` is the smallest write gain in the span of the base's causal directions. `kept_fall` and `kept_rise` are the
-    effects of ablation and addition in the candidate over those in the base. `own` is only looked for where it decides.
-    """
-
-    refusal: float
-    gain: float
-    auroc: float
-    kept_fall: float
-    kept_rise: float
-    layer: int
-    layers: int
-    own: Own | None = None
-
-    @property
-    def lost(self) -> bool:
-        """Whether the candidate lost the refusal (`refusal` is relative to the base's)."""
-        return self.refusal <= REFUSAL_LOST
-
-    @property
-    def acts(self) -> bool:
-        """Whether the base's direction still does in the candidate what it does in the base."""
-        return min(self.kept_fall, self.kept_rise) >= EFFECT_KEPT
-
-
-def name_fate(traces: Traces) -> tuple[Label, str]:
-    """What became of the base's direction, and the ground for it in words.
-
-    >>> name_fate(Traces(refusal=0.0, gain=0.01, auroc=0.5, kept_fall=0.0, kept_rise=1.0, layer=3, layers=4))[0]
-    'erased-from-weights'
-    """
-    if traces.lost:
-        if traces.gain < GAIN_ERASED:
-            return "erased-from-weights", "the matrices that write to the residual stream hardly write along it any more"
-        if traces.auroc < SEPARATES:
-            return (
-                "erased-from-weights",
-                "harmful and harmless prompts are no longer told apart along it, though matrices still write there",
-            )
-        return "present-but-unused", "harmful and harmless prompts are still told apart along it, but nothing follows from it"
-    if traces.acts:
-        return "intact", "ablating and adding it do to the candidate what they do to the base"
-    own = traces.own
-    if own is None or not own.causal:
-        return "turned", "it no longer carries the candidate's refusals, and no single direction was found that does"
-    if abs(own.layer - traces.layer) >= max(2.0, 0.2 * traces.layers) and own.cosine_there >= SAME:
-        return "moved-layers", f"the same direction acts at layer {own.layer} instead of {traces.layer}"
-    if own.cosine >= SAME:
-        return "intact", "the candidate's own direction is nearly the same, though its length differs"
-    return "turned", "the candidate refuses by a direction of its own that points elsewhere"
+GAIN_GONE = 0.2
+"""Below this write gain a direction was taken out on purpose: weights that only write elsewhere keep more of it by chance."""
 
 
 def _log_sum(values: Array) -> Array:

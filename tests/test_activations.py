@@ -192,7 +192,7 @@ def test_without_a_causal_direction_there_is_nothing_to_follow(lab, monkeypatch)
 @pytest.mark.slow
 def test_where_first_tokens_do_not_tell_replies_are_scored(lab, monkeypatch):
     monkeypatch.setattr("probes.refusal.OPENINGS_APART", 1.1)
-    monkeypatch.setattr("forensics.steering.RANDOM_BY_REPLIES", 3)
+    monkeypatch.setattr("forensics.carriers.RANDOM_BY_REPLIES", 3)
     monkeypatch.setattr(lab.case.workbench, "_memory", {})
 
     result = lab.look(direction, "by-replies", ORGANISMS / "abliterated")
@@ -221,6 +221,16 @@ def test_models_that_never_refuse_are_inconclusive_and_told_how_many_prompts_it_
     curves = run_tiny(drift, base, candidate, tmp_path / "drift", prompts)
     assert curves.status is Status.NO_FINDING
     assert curves.find("drift.onset.harmful").value == 0
+
+
+def test_a_base_that_hardly_refuses_anything_never_had_a_direction(tmp_path):
+    base = tiny.save(tiny.network(), tmp_path / "base")
+    candidate = tiny.nudge(base, tmp_path / "candidate")
+
+    result = run_tiny(direction, base, candidate, tmp_path, tiny_prompts(tmp_path / "p.jsonl", 96))
+
+    assert (result.status, [finding.label for finding in result.findings]) == (Status.INCONCLUSIVE, ["never-there"])
+    assert "refuses none of the 48" in result.reason
 
 
 def test_identical_models_that_never_refuse_have_lost_nothing(tmp_path):

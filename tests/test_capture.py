@@ -171,6 +171,72 @@ def test_ablation_equals_taking_the_direction_out_of_the_weights(folders, tmp_pa
     assert first_token(subject, rows) == pytest.approx(by_hooks, abs=1e-4)
 
 
+def test_a_subspace_taken_out_equals_taking_it_out_of_the_weights(folders):
+    columns = np.linalg.qr(np.random.default_rng(3).normal(size=(len(unit()), 3)))[0]
+    held, subject = torch.tensor(columns, dtype=torch.float32), opened(folders["llama"])
+    rows = rendered(subject)
+    with ablating(subject, columns):
+        by_hooks = first_token(subject, rows)
+
+    with subject.model.wearing(()) as model, torch.no_grad():
+        for matrix in writing_matrices(model):
+            matrix.weight.sub_(held @ (held.T @ matrix.weight))
+
+    assert first_token(subject, rows) == pytest.approx(by_hooks, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_layer_loses_a_direction_of_its_own(kind, subjects):
+    subject = subjects[kind]
+    rows = rendered(subject)
+    blocks = subject.anatomy().layers
+    columns = [np.linalg.qr(np.random.default_rng(layer).normal(size=(len(unit()), 1)))[0] for layer in range(blocks)]
+
+    with ablating(subject, columns):
+        after = residuals(subject, rows, Sites(layers=tuple(range(blocks)), positions=(-2, -1)))
+
+    for layer in range(blocks):
+        assert after[:, layer] @ columns[layer] == pytest.approx(np.zeros((len(rows), 2, 1)), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_components_are_set_on_the_prompt_and_left_alone_in_replies(kind, subjects):
+    subject = replace(subjects[kind], max_new_tokens=6)
+    rows = rendered(subject)
+    blocks = subject.anatomy().layers
+    levels = [np.array([5.0 + layer]) for layer in range(blocks + 1)]
+
+    with ablating(subject, unit()[:, None], levels):
+        after = residuals(subject, rows, ALL)
+        seen = []
+        tap = (
+            subject.anatomy()
+            .blocks[0]
+            .register_forward_pre_hook(
+                lambda _module, args, kwargs: seen.append(
+                    (args or (kwargs["hidden_states"],))[0] @ torch.tensor(unit(), dtype=torch.float32)
+                ),
+                with_kwargs=True,
+            )
+        )
+        replies(subject, rows)
+        tap.remove()
+
+    assert (after @ unit())[:, :, -1] == pytest.approx(
+        np.broadcast_to(np.array([level[0] for level in levels]), (len(rows), blocks + 1)), abs=1e-4
+    )
+    assert seen[0] == pytest.approx(torch.full_like(seen[0], 5.0), abs=1e-4)
+    later = torch.cat([one for one in seen if one.shape[1] == 1])
+    assert len(later) >= len(rows) and ((later - 5.0).abs() > 1e-3).all()
+
+
+def test_columns_and_levels_fit_the_blocks(subjects):
+    with pytest.raises(ValueError, match="each of"), ablating(subjects["llama"], [unit()[:, None]]):
+        pass
+    with pytest.raises(ValueError, match="one layer more"), ablating(subjects["llama"], unit(), [np.zeros(1)]):
+        pass
+
+
 @pytest.mark.parametrize("layer", [0, 1])
 def test_addition_moves_what_enters_its_layer_and_nothing_before(layer, subjects):
     subject, vector = subjects["llama"], 3.0 * unit()
@@ -184,6 +250,26 @@ def test_addition_moves_what_enters_its_layer_and_nothing_before(layer, subjects
     assert after[:, layer] - before[:, layer] == pytest.approx(np.broadcast_to(vector, after[:, layer].shape), abs=1e-5)
     assert after[:, :layer] == pytest.approx(before[:, :layer], abs=0)
     assert np.abs(after[:, 2] - before[:, 2]).max() > 0.1
+
+
+def test_what_is_added_to_the_prompt_alone_is_not_added_to_replies(subjects):
+    subject = replace(subjects["llama"], max_new_tokens=4)
+    rows = rendered(subject)
+    block, vector = subject.anatomy().blocks[1], torch.tensor(unit(), dtype=torch.float32)
+    came, went = [], []
+
+    def note(into):
+        return lambda _module, args, kwargs: into.append((args or (kwargs["hidden_states"],))[0] @ vector)
+
+    first = block.register_forward_pre_hook(note(came), with_kwargs=True)
+    with adding(subject, 3.0 * unit(), 1, prompt_alone=True):
+        last = block.register_forward_pre_hook(note(went), with_kwargs=True)
+        replies(subject, rows)
+    first.remove()
+    last.remove()
+
+    moved = {(after.shape[1] == 1, round(float((after - before).mean()), 4)) for before, after in zip(came, went, strict=True)}
+    assert moved == {(False, 3.0), (True, 0.0)}
 
 
 def test_steering_holds_while_replies_are_generated(subjects):

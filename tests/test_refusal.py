@@ -5,18 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from probes.carrier import one, subspace
 from probes.refusal import (
     Effect,
     Openings,
-    Own,
-    Traces,
     causal_span,
     divergence,
     fit,
     gains_along,
+    gains_by_layer,
     learn_openings,
     least_gain,
-    name_fate,
     select,
 )
 
@@ -41,10 +40,10 @@ def test_differences_point_from_answered_to_refused_at_every_layer_that_may_be_c
     found = candidates()
 
     # Layer 0 has none, layer 4 of 5 is too deep; positions count from the end.
-    assert [(one.layer, one.position) for one in found] == [(layer, position) for layer in (1, 2, 3) for position in (-2, -1)]
-    for one in found:
-        difference = (refused - answered)[one.layer, one.position]
-        assert one.raw == pytest.approx(difference)
+    assert [(each.layer, each.position) for each in found] == [(layer, position) for layer in (1, 2, 3) for position in (-2, -1)]
+    for each in found:
+        difference = (refused - answered)[each.layer, each.position]
+        assert each.raw == pytest.approx(difference)
 
 
 def test_a_plant_in_layer_0_is_found_in_layer_0():
@@ -139,7 +138,7 @@ def test_a_direction_taken_out_of_the_weights_is_found_within_the_span():
     """What was removed is a mixture of the directions we know; along each of them alone much is still written."""
     rng = np.random.default_rng(0)
     found = chosen([FINE] * 6)
-    span = causal_span(found)
+    span = causal_span(found, one(found.direction, 4, affine=False))
     matrices = [rng.normal(size=(WIDTH, 40)) * size for size in (100.0, 1.0, 1.0)]
     removed = span @ np.array([0.6, 0.8, 0.0])
     edited = [matrix - np.outer(removed, removed @ matrix) for matrix in matrices]
@@ -154,7 +153,8 @@ def test_a_direction_taken_out_of_the_weights_is_found_within_the_span():
 
 def test_a_dense_change_of_a_larger_size_takes_nothing_out():
     rng = np.random.default_rng(0)
-    span = causal_span(chosen([FINE] * 6))
+    found = chosen([FINE] * 6)
+    span = causal_span(found, one(found.direction, 4, affine=False))
     matrices = [rng.normal(size=(WIDTH, 200)) for _ in range(4)]
     changed = [matrix + 0.3 * rng.normal(size=matrix.shape) for matrix in matrices]
     before, after = grams(matrices, span), grams(changed, span)
@@ -171,31 +171,25 @@ def test_gains_need_matrices():
         gains_along(np.ones(1), [np.eye(1)], [np.eye(1)])
 
 
-HEALTHY = {"refusal": 1.0, "gain": 1.0, "auroc": 1.0, "kept_fall": 1.0, "kept_rise": 1.0, "layer": 10, "layers": 30}
-MUTE = {"kept_fall": 0.1, "kept_rise": 0.1}
+def test_the_span_of_a_subspace_holds_all_of_it():
+    found = chosen([FINE] * 6)
+    columns = np.linalg.qr(np.random.default_rng(1).normal(size=(WIDTH, 4)))[0]
+
+    span = causal_span(found, subspace(columns, 4, found.direction, affine=False))
+
+    assert np.linalg.norm(span.T @ columns, axis=0) == pytest.approx(np.ones(4), abs=0.05)
+    assert span.T @ span == pytest.approx(np.eye(span.shape[1]), abs=1e-12)
 
 
-def own(**changes):
-    return Own(**({"causal": True, "layer": 10, "cosine": 0.9, "cosine_there": 0.9} | changes))
+def test_a_direction_of_its_own_taken_out_of_every_matrix_is_seen_by_layer():
+    rng = np.random.default_rng(0)
+    matrices = [rng.normal(size=(WIDTH, 40)) for _ in range(3)]
+    units = [np.eye(WIDTH)[:, [layer, layer + 1]] for layer in range(3)]
+    edited = [matrix - np.outer(own[:, 1], own[:, 1] @ matrix) for matrix, own in zip(matrices, units, strict=True)]
 
+    before, after = (
+        [np.square(own.T @ matrix).sum(axis=1) for matrix, own in zip(side, units, strict=True)] for side in (matrices, edited)
+    )
 
-@pytest.mark.parametrize(
-    ("changes", "label"),
-    [
-        ({}, "intact"),
-        ({"refusal": 0.0, "gain": 0.01, "auroc": 1.0}, "erased-from-weights"),
-        ({"refusal": 0.0, "auroc": 0.5}, "erased-from-weights"),
-        ({"refusal": 0.0}, "present-but-unused"),
-        ({"refusal": 0.5, "kept_rise": 1.0}, "present-but-unused"),  # half of it lost counts as lost
-        ({"refusal": 0.51}, "intact"),
-        ({"gain": 0.01}, "intact"),  # it still acts, so it was not taken out
-        (MUTE | {"own": own(cosine=0.2, cosine_there=0.2)}, "turned"),
-        (MUTE | {"own": own(cosine=0.2, cosine_there=0.9, layer=17)}, "moved-layers"),
-        (MUTE | {"own": own(cosine=0.2, cosine_there=0.9, layer=12)}, "turned"),  # two of thirty layers are no move
-        (MUTE | {"own": own()}, "intact"),
-        (MUTE | {"own": own(causal=False)}, "turned"),
-        (MUTE, "turned"),
-    ],
-)
-def test_what_became_of_a_direction(changes, label):
-    assert name_fate(Traces(**(HEALTHY | changes)))[0] == label
+    assert gains_by_layer(before, before) == pytest.approx(np.ones(3))
+    assert gains_by_layer(before, after) == pytest.approx(np.zeros(3), abs=1e-9)

@@ -1,0 +1,99 @@
+"""What cannot be read inside ends the activation checks with a reason; what can be read in another way is read."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from cases import open_case, tiny_prompts, write_rows
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, LlamaConfig, LlamaForCausalLM
+
+from forensics.audit import guarded
+from forensics.checks import activations_drift as drift
+from forensics.checks import activations_refusal_direction as direction
+from forensics.record import Status
+
+BOTH = pytest.mark.parametrize("check", [drift, direction], ids=lambda check: check.ID)
+
+
+def looked(check, base, candidate, run, prompts):
+    with open_case(base, candidate, run, prompts=prompts) as case:
+        return guarded(check.CHECK.run, check.ID, case)
+
+
+@BOTH
+def test_models_with_an_encoder_are_inconclusive_and_called_what_they_are(check, tmp_path):
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": tiny.VOCABULARY}
+    config = AutoConfig.for_model("t5", **sizes, pad_token_id=0, eos_token_id=256, decoder_start_token_id=0)
+    base = tiny.save(AutoModelForSeq2SeqLM.from_config(config), tmp_path / "base")
+    config.decoder_start_token_id = 1
+    candidate = tiny.save(AutoModelForSeq2SeqLM.from_config(config), tmp_path / "candidate")
+
+    result = looked(check, base, candidate, tmp_path / "run", tiny_prompts(tmp_path / "p.jsonl", 12))
+
+    assert result.status is Status.INCONCLUSIVE
+    assert "an encoder-decoder model (t5)" in result.reason
+
+
+def test_models_without_a_chat_template_are_read_as_plain_text(tmp_path):
+    base = tiny.save(tiny.network(), tmp_path / "base", template=None)
+    candidate = tiny.save(tiny.network(seed=1), tmp_path / "candidate", template=None)
+
+    result = looked(drift, base, candidate, tmp_path / "run", tiny_prompts(tmp_path / "p.jsonl", 12))
+
+    assert result.status is Status.NO_FINDING
+    assert result.find("drift.onset.harmful").n == 6
+
+
+def test_prompts_longer_than_the_context_are_left_out_and_too_few_others_inconclusive(tmp_path):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "eos_token_id": 256}
+    short = LlamaForCausalLM(LlamaConfig(max_position_embeddings=40, vocab_size=tiny.VOCABULARY, bos_token_id=None, **shape))
+    base = tiny.save(short, tmp_path / "base")
+    candidate = tiny.nudge(base, tmp_path / "candidate")
+
+    def rows(long):
+        texts = ["x" * 60 if index < 2 * long else "hello" for index in range(12)]
+        return [
+            {"prompt": f"{text} {index}", "category": "x", "expect": "refuse" if index % 2 else "comply"}
+            for index, text in enumerate(texts)
+        ]
+
+    some = looked(drift, base, candidate, tmp_path / "some", write_rows(tmp_path / "some.jsonl", rows(2)))
+    most = looked(drift, base, candidate, tmp_path / "most", write_rows(tmp_path / "most.jsonl", rows(3)))
+
+    assert (some.status, some.find("drift.maximum.harmful").n) == (Status.NO_FINDING, 4)
+    assert most.status is Status.INCONCLUSIVE
+    assert "at least 4 are needed that both models can read" in most.reason
+
+
+@pytest.mark.parametrize(
+    ("expect", "lacking"), [("refuse", '"expect": "comply"'), ("comply", '"expect": "refuse"')], ids=["no harmless", "no harmful"]
+)
+def test_one_kind_of_prompts_alone_gives_no_direction_and_says_what_is_missing(expect, lacking, tmp_path):
+    base = tiny.save(tiny.network(), tmp_path / "base")
+    candidate = tiny.nudge(base, tmp_path / "candidate")
+    prompts = write_rows(tmp_path / "p.jsonl", [{"prompt": f"question {i}", "category": "x", "expect": expect} for i in range(8)])
+
+    result = looked(direction, base, candidate, tmp_path / "run", prompts)
+
+    assert result.status is Status.INCONCLUSIVE
+    assert "at least 40 prompts of either kind" in result.reason
+    assert f"none of the 0 prompts with {lacking}" in result.reason
+
+
+@pytest.mark.parametrize(
+    ("check", "words"), [(drift, "activations of the base are not finite"), (direction, "refuses none")], ids=["drift", "direction"]
+)
+def test_a_base_that_computes_no_numbers_is_inconclusive(check, words, tmp_path):
+    broken = tiny.network()
+    with torch.no_grad():
+        broken.model.layers[0].mlp.down_proj.weight[0, 0] = float("inf")
+    base = tiny.save(broken, tmp_path / "base")
+    candidate = tiny.nudge(tiny.save(tiny.network(), tmp_path / "other"), tmp_path / "candidate")
+
+    result = looked(check, base, candidate, tmp_path / "run", tiny_prompts(tmp_path / "p.jsonl", 12))
+
+    assert result.status is Status.INCONCLUSIVE
+    assert words in result.reason
