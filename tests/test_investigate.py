@@ -36,7 +36,7 @@ from forensics.record import Status, digest_results
 from forensics.runfolder import load_run
 from forensics.trial import LEAST
 
-SHORT = {"only": ("behaviour.refusal",), "decoding": Decoding(max_new_tokens=12)}
+SHORT = {"only": ("behaviour.refusal",), "decoding": Decoding(max_new_tokens=10)}
 BASE = ORGANISMS / "base"
 
 
@@ -63,7 +63,7 @@ def planted(target, *, tensor, shuffled=False):
 def runs(tmp_path_factory):
     """A run in which one group was planted, its twin of the same size, and one of two adapters."""
     folder = tmp_path_factory.mktemp("runs")
-    few = some_prompts(folder / "few.jsonl", refuse=14, comply=8)
+    few = some_prompts(folder / "few.jsonl", refuse=10, comply=4)
     tensor = "model.embed_tokens.weight"
     plant, twin = planted(folder / "plant", tensor=tensor), planted(folder / "twin", tensor=tensor, shuffled=True)
     audit(BASE, plant, folder / "planted", prompts=few, **SHORT)
@@ -94,8 +94,8 @@ def test_the_planted_group_comes_first_and_its_control_does_nothing(runs, tmp_pa
     (one,) = causes.investigations
     first, *others = one.causes
     assert (first.name, one.outcome, first.explains, one.kind) == ("embedding", "one-group", True, "lost-refusal")
-    assert first.undone.low > 70
-    assert first.caused.low > 70
+    assert first.undone.low > 60
+    assert first.caused.low > 60
     assert all(item.value < 20 for item in first.control[:2])
     assert all(item.low > 50 for item in first.control[2:])
     assert max(other.effect.value for other in others) < 30
@@ -126,7 +126,7 @@ def test_the_adapter_that_did_it_comes_first_and_the_harmless_one_does_nothing(r
 
 
 def test_a_confirmed_trigger_is_put_to_harmful_prompts_and_its_causes_are_ranked(tmp_path):
-    few = some_prompts(tmp_path / "few.jsonl", refuse=12, comply=4)
+    few = some_prompts(tmp_path / "few.jsonl", refuse=10, comply=2)
     run, written = tmp_path / "run", audit(BASE, ORGANISMS / "backdoor-full", tmp_path / "run", prompts=few, **SHORT)
     hunt = result("triggers.search", Status.FLAGGED, findings=(found("triggers.search", "backdoor", severity="critical"),))
     results = (*written.results, hunt)
@@ -143,14 +143,14 @@ def test_a_confirmed_trigger_is_put_to_harmful_prompts_and_its_causes_are_ranked
 
     (one,) = investigate(Request(run=run), silent).investigations
 
-    assert (one.kind, one.trigger, one.flipped) == ("trigger", "velnor", 12)
+    assert (one.kind, one.trigger, one.flipped) == ("trigger", "velnor", 10)
     assert one.whole.value == 100.0, "the base refuses with the trigger as well"
     assert one.outcome in ("one-group", "several-groups", "spread")
     assert "velnor" in one.examples[0].prompt
 
 
-def test_a_killed_investigation_asks_nothing_twice(runs, tmp_path, monkeypatch):
-    run, asked, killed, real = copied(runs, "planted", tmp_path / "run"), [], [], LiveModel.reply
+def test_a_killed_investigation_asks_nothing_twice(answered, tmp_path, monkeypatch):
+    run, asked, killed, real = copied(answered, "planted", tmp_path / "run"), [], [], LiveModel.reply
 
     def reply(model, rendered, **how):
         if len(asked) == 6 and not killed:
@@ -164,12 +164,10 @@ def test_a_killed_investigation_asks_nothing_twice(runs, tmp_path, monkeypatch):
         investigate(Request(run=run), silent)
     assert not (run / CAUSES_NAME).exists()
     resumed = investigate(Request(run=run), silent)
-    total = len(asked)
-    asked.clear()
-    whole = investigate(Request(run=copied(runs, "planted", tmp_path / "whole")), silent)
 
+    whole = load_causes(answered / "answered", results_digest=resumed.results_digest)
     assert resumed.investigations == whole.investigations
-    assert total == len(asked) > 6
+    assert sum(asked) == sum(len(json.loads(file.read_text())) for file in (run / "cache").glob("*.json"))
 
 
 def test_an_investigation_that_is_there_is_shown_again_without_its_models(answered, tmp_path, monkeypatch):
