@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -314,19 +314,12 @@ def _part(
     out: Path | None,
     json: bool,
 ) -> NoReturn:
-    """Run the checks of some families alone; exit 0 if all of them looked, 3 if one could not.
-
-    One that reads the results of a check that this version does not have, or holds single adapters against controls where several are
-    put on together, is shown, and is not held against the candidate.
-    """
+    """Run the checks of some families alone; exit 0 if all of them looked, 3 if one could not."""
     with _told(), _progress(quiet=False) as progress:
-        from forensics.audit import Request, run
-        from forensics.checks import all_checks
+        from forensics.audit import Request
+        from forensics.part import run_part
         from forensics.policy import load_policy
-        from forensics.record import Status
 
-        known = all_checks()
-        waiting = {check.id for check in known if check.by_controls or not set(check.after) <= {one.id for one in known}}
         request = Request(
             base=base,
             candidate=candidate,
@@ -335,10 +328,9 @@ def _part(
             controls=tuple(controls or ()),
             prompts=tuple(prompts or ()),
             policy=load_policy(),
-            only=tuple(check.id for check in known if check.id.startswith(families) and (controls or not check.by_controls)),
             out=out,
         )
-        outcome = run(request, progress)
+        outcome, looked = run_part(families, request, progress)
     with _told():
         saved = _write_page(outcome.folder)
         if json:
@@ -347,8 +339,6 @@ def _part(
             from reports.text import show_results
 
             show_results(saved, Console())
-    asked = [result for result in outcome.record.results if result.status is not Status.SKIPPED or result.check not in waiting]
-    looked = all(result.status in (Status.NO_FINDING, Status.FLAGGED) for result in asked)
     raise typer.Exit(0 if looked else 3)
 
 
@@ -391,14 +381,10 @@ def report(
 def checks() -> None:
     """List the checks, cheapest first, with the question each one asks."""
     with _told():
-        from rich.table import Table
-
         from forensics.checks import all_checks
+        from reports.text import show_checks
 
-        table = Table("check", "cost", "asks", box=None, padding=(0, 2, 0, 0))
-        for check in all_checks():
-            table.add_row(check.id, check.cost, check.question)
-        Console().print(table)
+        show_checks(all_checks(), Console())
 
 
 @app.command()
@@ -465,24 +451,11 @@ def _leave(message: str, code: int, words: str) -> NoReturn:
     raise typer.Exit(code)
 
 
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[Progress]:
+def _progress(*, quiet: bool) -> AbstractContextManager[Progress]:
     """Bars on standard error while somebody watches; silence otherwise."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda title, done, total: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+    from reports.progress import bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def tell(title: str, done: int, total: int) -> None:
-            if title not in tasks:
-                tasks[title] = bars.add_task(title, total=total)
-            bars.update(tasks[title], completed=done, total=total)
-
-        yield tell
+    return bars(watched=not quiet and sys.stderr.isatty())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -28,6 +31,22 @@ STATUS_STYLES: dict[Status, str] = {
 RULES_SHOWN = 8
 LIMITS_SHOWN = 6
 EVIDENCE_SHOWN = 18
+
+
+class Asking(Protocol):
+    """What a list of checks shows of one."""
+
+    @property
+    def id(self) -> str:
+        """Its name."""
+
+    @property
+    def cost(self) -> str:
+        """What it spends."""
+
+    @property
+    def question(self) -> str:
+        """What it asks."""
 
 
 def show(saved: SavedRun, console: Console) -> None:
@@ -144,3 +163,11 @@ def _short(result: CheckResult) -> str:
 def _left_out(console: Console, count: int, what: str) -> None:
     if count > 0:
         console.print(f"  ... and {count} more {what} in the record", style="dim")
+
+
+def show_checks(checks: Sequence[Asking], console: Console) -> None:
+    """Print the checks, cheapest first, with the question each one asks."""
+    table = Table("check", "cost", "asks", box=None, padding=(0, 2, 0, 0))
+    for check in checks:
+        table.add_row(check.id, check.cost, check.question)
+    console.print(table)

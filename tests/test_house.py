@@ -106,7 +106,7 @@ FLOORS = (
         "parting",
     ),
     ("checks",),
-    ("audit", "probing", "investigate"),
+    ("audit", "part", "probing", "investigate"),
 )
 """Modules of forensics/ by floor, each left to right. A check is on the floor of `checks` by its place."""
 PLACES = {name: (floor, position) for floor, names in enumerate(FLOORS) for position, name in enumerate(names)}
