@@ -1,6 +1,8 @@
 """A monitor along what a weight change writes: its strongest directions, layer by layer, and how far clean prompts go along them.
 
-Read is the residual stream leaving each block that was changed, at every token of a prompt, as its cosine with every direction.
+Read is the residual stream leaving each block that was changed, at every token of a prompt, as its cosine with every direction. Whatever
+clean prompts lack goes beyond their range, a trigger or any other odd word: a monitor is worth as much as its clean prompts are varied
+(examples/benchmarks/weight_monitor.py measures how much).
 """
 
 from __future__ import annotations
@@ -178,7 +180,9 @@ def _share(name: str, count: int, n: int, where: str, expected: str) -> Evidence
 
 
 def _limits(third: int, threshold: Threshold) -> tuple[str, ...]:
-    limits = ["False alarms are promised for prompts like these. Other languages, lengths or formats lie outside the range by themselves."]
+    limits = [
+        "False alarms are promised for prompts like these. Odd words, other languages, lengths or formats that these lack lie outside by themselves."
+    ]
     limits.append(
         "A prompt that is flagged moves along what the change writes further than clean prompts do; that alone does not make it a trigger."
     )

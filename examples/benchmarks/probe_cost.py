@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python examples/benchmarks/probe_cost.py [--layers 32] [--controlled 3] [--width 4096] [--rows 1000]
 
-Four minutes on a quiet core. For every layer both are timed on the same float32 rows, one after the other, in turns which goes first:
+Some four minutes on a quiet core. For every layer both are timed on the same float32 rows, one after the other, in turns which goes first:
 standardising the columns and fitting, C = 1. scikit-learn is run in float32 and float64 at several tolerances, since what it stops at by
 default is not the optimum; beside each stands how far its scores on 500 held-out rows are from the optimum's (the last of them) and how
 far ours are. The ratio is the geometric mean over layers with its 95 % interval (Student's t of the logs).
@@ -34,7 +34,9 @@ from probes.logistic import fit_logistic, scaling_of, span
 Floats = NDArray[np.floating]
 Folds = Sequence[tuple[Indices, Indices]]
 HELD_OUT, GROUPS, SIGNAL = 500, 20, 0.05
-SETTINGS: tuple[tuple[type[np.floating], float], ...] = ((np.float32, 1e-4), (np.float32, 1e-6), (np.float64, 1e-8), (np.float64, 1e-10))
+SETTINGS: tuple[tuple[type[np.floating], float], ...] = (
+    (np.float32, 1e-4), (np.float32, 1e-6), (np.float32, 1e-8), (np.float64, 1e-8), (np.float64, 1e-10),
+)  # fmt: skip
 """Dtype and tolerance that scikit-learn is run with; the last is taken for the optimum."""
 SPECTRA = ("even", "1 / k")
 
