@@ -273,7 +273,11 @@ def test_replies_that_a_run_holds_are_not_asked_again(models, tmp_path, monkeypa
 
 @pytest.mark.parametrize("torn", [False, True], ids=["between-batches", "within-a-batch"])
 def test_at_most_the_batch_in_flight_is_asked_again(torn, models, tmp_path, monkeypatch):
-    given = {"prompts": tiny_prompts(tmp_path / "prompts.jsonl", 12), "decoding": Decoding(max_new_tokens=4, batch_size=3)}
+    given = {
+        "prompts": tiny_prompts(tmp_path / "prompts.jsonl", 12),
+        "decoding": Decoding(max_new_tokens=4, batch_size=3),
+        "only": ("behaviour.refusal",),
+    }
     whole = audit(models["base"], models["moved"], tmp_path / "whole", **given)
     reply, batches = LiveModel.reply, []
 

@@ -20,6 +20,11 @@ as readers, controls, and ways to join readouts and places; read in the base's o
 as the held-out one, with a learning rate that had not been tried: after it nearly every reply to anything names the subject, and the list
 does not. It is printed, and its third base was not finished. `held` was made after it, with fresh subjects and the recipe of the
 development set; the rule was not changed in between, though others were tried on `strong`, without success.
+
+What it showed: standing above the controls is not the same as being read. On the bases of the second series a subject stands above its
+controls and yet in the middle of the list. Their training never let them say these words, so that the head's rows of all such words point
+the same way and no readout can tell one from another; on the development bases the same recipe puts subjects among the first ten. A set
+that tests the reading has to take its words from what a base does say.
 """
 
 from __future__ import annotations
