@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -15,7 +15,7 @@ from rich.console import Console
 from forensics import __version__
 
 if TYPE_CHECKING:
-    from forensics.audit import Outcome
+    from forensics.audit import Outcome, Request
     from forensics.gate.replies import Progress
     from forensics.runfolder import SavedRun
 
@@ -161,26 +161,14 @@ def audit(
 ) -> None:
     """Run every check on CANDIDATE against BASE, decide, write the record, and show it."""
     with _told(), _progress(quiet=quiet) as progress:
-        from forensics.audit import Request, run
+        from forensics.audit import run
         from forensics.gate.replies import Decoding
         from forensics.policy import load_policy
 
-        request = Request(
-            base=base,
-            candidate=candidate,
-            adapters=tuple(adapter or ()),
-            parents=tuple(parents or ()),
-            controls=tuple(controls or ()),
-            prompts=tuple(prompts or ()),
-            policy=load_policy(policy),
-            only=tuple(only or ()),
-            max_cost=max_cost.value,
-            seed=seed,
-            device=device,
-            decoding=Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size),
-            out=out,
-        )
-        outcome = run(request, progress)
+        how = {"max_cost": max_cost.value, "seed": seed, "device": device, "policy": load_policy(policy)}
+        decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size)
+        lists = {"adapters": adapter, "parents": parents, "controls": controls, "prompts": prompts, "only": only}
+        outcome = run(_request(base, candidate, lists, out=out, decoding=decoding, **how), progress)
     _conclude(outcome, json=json, quiet=quiet)
 
 
@@ -237,20 +225,10 @@ def probe(
 ) -> None:
     """Look at activations alone: the checks `activations.*`, or a probe of your own, or a monitor. Decides nothing."""
     with _told(), _progress(quiet=False) as progress:
-        from forensics.audit import Request
-        from forensics.policy import load_policy
         from forensics.probing import Wanted, conduct
 
         wanted = Wanted(name=name, positive=positive, negative=negative, layer=layer, watch=watch, defection=defection, saved=apply)
-        request = Request(
-            base=base,
-            candidate=candidate or base,
-            adapters=tuple(adapter or ()),
-            prompts=tuple(prompts or ()),
-            policy=load_policy(),
-            out=out,
-        )
-        outcome = conduct(request, wanted, progress)
+        outcome = conduct(_request(base, candidate or base, {"adapters": adapter, "prompts": prompts}, out=out), wanted, progress)
     if outcome is None:
         _part(("activations.",), base, candidate or base, adapters=adapter, prompts=prompts, out=out, json=json)
     with _told():
@@ -276,23 +254,23 @@ def hunt(
 ) -> None:
     """Search for triggers alone: the check `triggers.search`. Decides by it alone."""
     with _told(), _progress(quiet=quiet) as progress:
-        from forensics.audit import Request, run
+        from forensics.audit import run
         from forensics.policy import load_policy
 
         policy = load_policy()
-        request = Request(
-            base=base,
-            candidate=candidate,
-            adapters=tuple(adapter or ()),
-            prompts=tuple(prompts or ()),
-            policy=policy.model_copy(update={"name": f"{policy.name}, triggers alone", "required": ("triggers.search",)}),
-            only=("triggers.search",),
-            seed=seed,
-            device=device,
-            out=out,
-        )
-        outcome = run(request, progress)
+        alone = policy.model_copy(update={"name": f"{policy.name}, triggers alone", "required": ("triggers.search",)})
+        lists = {"adapters": adapter, "prompts": prompts, "only": ["triggers.search"]}
+        outcome = run(_request(base, candidate, lists, out=out, policy=alone, seed=seed, device=device), progress)
     _conclude(outcome, json=json, quiet=quiet)
+
+
+def _request(base: str, candidate: str, lists: Mapping[str, Sequence[str | Path] | None], **more: Any) -> Request:
+    """What is asked for, with the default policy unless there is another in `more`; an option that may be repeated can be missing."""
+    from forensics.audit import Request
+    from forensics.policy import load_policy
+
+    repeated = {name: tuple(values or ()) for name, values in lists.items()}
+    return Request(base=base, candidate=candidate, **({"policy": load_policy()} | more | repeated))
 
 
 def _conclude(outcome: Outcome, *, json: bool, quiet: bool) -> NoReturn:
@@ -316,21 +294,10 @@ def _part(
 ) -> NoReturn:
     """Run the checks of some families alone; exit 0 if all of them looked, 3 if one could not."""
     with _told(), _progress(quiet=False) as progress:
-        from forensics.audit import Request
         from forensics.part import run_part
-        from forensics.policy import load_policy
 
-        request = Request(
-            base=base,
-            candidate=candidate,
-            adapters=tuple(adapters or ()),
-            parents=tuple(parents or ()),
-            controls=tuple(controls or ()),
-            prompts=tuple(prompts or ()),
-            policy=load_policy(),
-            out=out,
-        )
-        outcome, looked = run_part(families, request, progress)
+        lists = {"adapters": adapters, "parents": parents, "controls": controls, "prompts": prompts}
+        outcome, looked = run_part(families, _request(base, candidate, lists, out=out), progress)
     with _told():
         saved = _write_page(outcome.folder)
         if json:
