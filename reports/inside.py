@@ -42,13 +42,14 @@ def projections(saved: SavedRun, configuration: str) -> Drawing | None:
 
 
 def layer_curves(saved: SavedRun, configuration: str) -> Drawing | None:
-    """Curves over layers: how far the residual streams are apart, and how well each side separates harmful from harmless."""
+    """Curves over layers: how far the residual streams are apart, how well each side separates harmful from harmless, and along what."""
     drift, direction = saved.arrays("activations.drift"), saved.arrays("activations.refusal-direction")
     layers = drift.get(f"{configuration}/layer")
     distances = [key for key in drift if key.startswith(f"{configuration}/relative_distance")]
     if layers is None or not distances:
         return None
     separations = {side: direction[key] for side in SIDES if (key := f"{configuration}/auroc_{side}") in direction}
+    cosines = np.asarray(direction.get(f"{configuration}/cosine_candidate", ()), dtype=float)
     with page_figure(2.7) as figure:
         panels: Any = figure.subplots(1, 2 if separations else 1, squeeze=False)[0]
         for kind, colour in KINDS:
@@ -58,13 +59,16 @@ def layer_curves(saved: SavedRun, configuration: str) -> Drawing | None:
         panels[0].set_ylabel("relative distance")
         if separations:
             panels[1].axhline(0.5, color=GRID, linewidth=1, linestyle=(0, (3, 3)))
-            panels[1].set_ylim(0.0, 1.05)
-            panels[1].set_ylabel("AUROC, base's direction")
+            panels[1].set_ylim(min(0.0, float(np.min(cosines, initial=0.0))), 1.05)
+            panels[1].set_ylabel("AUROC; cosine")
         for side, separation in separations.items():
             colour = MARK if side == "candidate" else MUTED
             panels[1].plot(direction[f"{configuration}/auroc_layer"], separation, color=colour, marker="o", markersize=3, label=side)
+        if separations and len(cosines):
+            panels[1].plot(range(len(cosines)), cosines, color=INK, linestyle=(0, (4, 2)), linewidth=1, label="cosine")
         for panel in panels:
             panel.set_xlabel("entering layer")
+            panel.xaxis.get_major_locator().set_params(integer=True)
             panel.legend(frameon=False, fontsize=8)
         svg = svg_text(figure)
     caption = "How far base and candidate are apart at the last prompt token, relative to the base's activation, layer by layer."
@@ -73,5 +77,7 @@ def layer_curves(saved: SavedRun, configuration: str) -> Drawing | None:
             " Right: how well a difference of means fitted on the base separates harmful from harmless prompts at each layer, in both; "
             "0.5 is chance."
         )
+    if separations and len(cosines):
+        caption += " Dashed: cosine between the candidate's own difference of means and the base's; 1 where both point the same way."
     peak = max(float(np.max(drift[key])) for key in distances)
     return Drawing(svg=svg, caption=caption, description=f"The largest relative distance is {peak:.2g}.")
