@@ -378,11 +378,13 @@ def ablating(
     placed: list[Tensor | None] = [_on(parts, level) for level in levels] or [None] * (parts.layers + 1)
     off = [_moved_to(held, None, prompt_alone=bool(levels)) for held in columns]
     on = [_moved_to(held, level, prompt_alone=bool(levels)) for held, level in zip([*columns, columns[-1]], placed, strict=True)]
-    handles = [parts.embedding.register_forward_hook(_on_output(on[0])), parts.blocks[-1].register_forward_hook(_on_output(on[-1]))]
-    for layer, (block, *writers) in enumerate(zip(parts.blocks, parts.attention_writes, parts.mlp_writes, strict=True)):
-        handles.append(block.register_forward_pre_hook(_on_input(on[layer]), with_kwargs=True))
-        handles += [writer.register_forward_hook(_on_output(off[layer])) for writer in writers]
-    with _released(handles):
+    with _hooks() as keep:
+        keep(parts.embedding.register_forward_hook(_on_output(on[0])))
+        keep(parts.blocks[-1].register_forward_hook(_on_output(on[-1])))
+        for layer, (block, *writers) in enumerate(zip(parts.blocks, parts.attention_writes, parts.mlp_writes, strict=True)):
+            keep(block.register_forward_pre_hook(_on_input(on[layer]), with_kwargs=True))
+            for writer in writers:
+                keep(writer.register_forward_hook(_on_output(off[layer])))
         yield
 
 
@@ -422,7 +424,8 @@ def adding(subject: Subject, vector: NDArray[np.floating], layer: int, *, prompt
 @contextlib.contextmanager
 def changing(subject: Subject, change: Callable[[Tensor], Tensor], layer: int) -> Iterator[None]:
     """Let what enters block `layer`, `[batch, length, d]`, pass through `change` first; also while replies are generated."""
-    with _released([subject.anatomy().blocks[layer].register_forward_pre_hook(_on_input(change), with_kwargs=True)]):
+    with _hooks() as keep:
+        keep(subject.anatomy().blocks[layer].register_forward_pre_hook(_on_input(change), with_kwargs=True))
         yield
 
 
@@ -492,9 +495,7 @@ def _on(parts: Anatomy, vector: NDArray[np.floating]) -> Tensor:
 
 
 @contextlib.contextmanager
-def _released(handles: list[Any]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _hooks() -> Iterator[Callable[[Any], object]]:
+    """A function to keep handles of hooks with; they are removed at the end, also where setting the next one fails."""
+    with contextlib.ExitStack() as stack:
+        yield lambda handle: stack.callback(handle.remove)

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from forensics.capture import Sites, Subject, mean_residual
 from forensics.steering import Asked, Gauge, added, judged, learn_gauge, random_shifts, removed
-from probes.carrier import ENOUGH, SPAN_MOST, Attempt, Carrier, one, own_columns, per_layer, smallest, subspace, widened
+from probes.carrier import ENOUGH, MAX_KL, SPAN_MOST, Attempt, Carrier, one, own_columns, per_layer, smallest, subspace, widened
 from probes.direction import Direction
-from probes.refusal import FLAT, MAX_KL, Effect, Selection, divergence, fit, select
+from probes.refusal import FLAT, Effect, Selection, divergence, fit, select
 
 Array = NDArray[np.float64]
 COEFFICIENTS = (1.0, 1.5, 2.0, 3.0)
@@ -110,7 +110,7 @@ class Quest:
         def prove(direction: Direction) -> float:
             carrier = one(direction, self.blocks, affine=affine)
             proved[direction.layer, direction.position] = attempt = self.prove(carrier)
-            return attempt.worth
+            return attempt.worth + 2.0 * attempt.does  # one that does both ways is wanted before one that does more of one
 
         self.selections[affine] = selection = select(self.candidates(self.means), measure, prove)
         return proved[selection.direction.layer, selection.direction.position]

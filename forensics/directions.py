@@ -25,7 +25,7 @@ from probes.linear import (
     share_interval,
     shuffled_auroc,
 )
-from probes.refusal import FLAT, GAIN_ERASED, GAIN_GONE, Gains, gains_along, gains_by_layer, least_gain
+from probes.refusal import FLAT, GAIN_ERASED, GAIN_GONE, OPENINGS_APART, Gains, gains_along, gains_by_layer, least_gain
 
 if TYPE_CHECKING:
     from forensics.carriers import Found  # heavy: brings torch
@@ -133,14 +133,14 @@ def _about_side(side: Side, found: Found, seen: Seen, expected: tuple[str, str, 
     return rows
 
 
-def about_base(found: Found, base: Seen, groups: Sequence[str], *, chosen_on: int, seed: int) -> list[Evidence]:
+def about_base(found: Found, base: Seen, groups: Sequence[str], *, chosen_on: tuple[int, int], seed: int) -> list[Evidence]:
     """The base's direction: how it was chosen, what it does on the test part, and what its controls do.
 
     Args:
         found: The direction.
         base: What the test part showed.
         groups: Category of each test prompt, harmful ones first.
-        chosen_on: Number of harmful prompts it was chosen on.
+        chosen_on: Numbers of harmful and of harmless prompts it was chosen on.
         seed: Of the controls.
     """
     direction, where, layers = found.direction, place_of(found.direction), len(base.difference) - 1
@@ -154,16 +154,16 @@ def about_base(found: Found, base: Seen, groups: Sequence[str], *, chosen_on: in
             "times the gap",
             where,
             "1 unless that is too little on the select part",
-            chosen_on,
+            chosen_on[1],
         ),
         number(
             "direction.qualified",
-            int(found.selection.qualified),
+            int(found.chosen.spares and found.chosen.refused >= 0.5),
             "0 or 1",
             where,
             "1: induces refusal, and ablation spares harmless prompts",
         ),
-        number("direction.kl", found.chosen.divergence, "nats", where, "at most 0.1: ablation leaves harmless prompts alone", chosen_on),
+        number("direction.kl", found.chosen.divergence, "nats", where, "at most 0.1: ablation leaves harmless prompts alone", chosen_on[1]),
         number(
             "direction.openings",
             found.openings,
@@ -179,13 +179,13 @@ def about_base(found: Found, base: Seen, groups: Sequence[str], *, chosen_on: in
             rows.append(
                 number(
                     f"direction.random.{name}.{part}", 100.0 * float(value), "percentage points moved", where,
-                    "near 0: random directions of the same length do nothing", len(shifts),
+                    f"near 0: random carriers of its form and length do nothing, {'by first tokens' if found.openings >= OPENINGS_APART else 'by replies'}", len(shifts),
                 )
             )  # fmt: skip
     return [*rows, *_controls(direction, base, groups, seed)]
 
 
-def _about_choice(found: Found, chosen_on: int) -> list[Evidence]:
+def _about_choice(found: Found, chosen_on: tuple[int, int]) -> list[Evidence]:
     """What carries refusal, and what smaller carriers did on the prompts it was chosen on."""
     wanted = f"at least {ENOUGH} both ways, or a larger carrier is tried"
     rows = [
@@ -194,9 +194,9 @@ def _about_choice(found: Found, chosen_on: int) -> list[Evidence]:
         )
     ]
     for index, attempt in enumerate(found.attempts, start=1):
-        for what, share in (("answered", attempt.answered), ("refused", attempt.refused)):
+        for (what, share), n in zip((("answered", attempt.answered), ("refused", attempt.refused)), chosen_on, strict=True):
             kind = "harmful prompts answered without it" if what == "answered" else "harmless prompts refused with it added"
-            rows.append(number(f"direction.tried.{index}.{what}", share, f"share of {kind}", attempt.carrier.words, wanted, chosen_on))
+            rows.append(number(f"direction.tried.{index}.{what}", share, f"share of {kind}", attempt.carrier.words, wanted, n))
     return rows
 
 

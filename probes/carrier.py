@@ -163,15 +163,24 @@ class Attempt:
         return self.answered + self.refused
 
     @property
+    def spares(self) -> bool:
+        """Whether its removal leaves harmless prompts alone."""
+        return self.divergence <= MAX_KL
+
+    @property
     def does(self) -> bool:
         """Whether no larger one need be looked for."""
-        return min(self.answered, self.refused) >= ENOUGH
+        return self.spares and min(self.answered, self.refused) >= ENOUGH
 
 
+MAX_KL = 0.1
+"""Largest mean divergence of the first reply token on harmless prompts under ablation (Arditi et al. 2024)."""
 ENOUGH = 0.8
 """Share of prompts whose treatment must turn both ways for a carrier to be taken without trying a larger one."""
 
 
 def smallest(attempts: Sequence[Attempt]) -> Attempt:
-    """The first that does, of attempts in the order of their size; where none does, the one that does most."""
-    return next((attempt for attempt in attempts if attempt.does), max(attempts, key=lambda attempt: attempt.worth))
+    """The first that does, of attempts in the order of their size; else the one that does most, of those that spare harmless prompts
+    if there are such.
+    """
+    return next((attempt for attempt in attempts if attempt.does), max(attempts, key=lambda attempt: (attempt.spares, attempt.worth)))

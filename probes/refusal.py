@@ -13,12 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
-from probes.carrier import SPAN_MOST, Carrier, widened
+from probes.carrier import MAX_KL, SPAN_MOST, Carrier, widened
 from probes.direction import Direction, from_difference
 
 Array = NDArray[np.float64]
-MAX_KL = 0.1
-"""Largest mean divergence of the first reply token on harmless prompts under ablation (Arditi et al. 2024)."""
 DEEPEST = 0.8
 """Only layers below this share of the depth are candidates: later ones write the words, not the decision (same source)."""
 FLAT = 1e-6

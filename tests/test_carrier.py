@@ -68,8 +68,8 @@ def test_what_lies_in_the_span_does_not_widen_it():
     assert widened(columns, rng().normal(size=WIDTH)).shape == (WIDTH, 3)
 
 
-def attempt(answered, refused):
-    return Attempt(carrier=one(DIRECTION, BLOCKS, affine=False), answered=answered, refused=refused, divergence=0.0)
+def attempt(answered, refused, divergence=0.0):
+    return Attempt(carrier=one(DIRECTION, BLOCKS, affine=False), answered=answered, refused=refused, divergence=divergence)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,8 @@ def attempt(answered, refused):
         ([(ENOUGH, ENOUGH), (1.0, 1.0)], 0),  # a larger one that does more is not wanted
         ([(1.0, 0.7), (0.9, 0.9)], 1),
         ([(0.5, 0.0), (0.4, 0.3), (0.1, 0.1)], 1),  # none does: the one that does most
+        ([(1.0, 1.0, 5.0), (0.9, 0.9)], 1),  # the first changes what harmless prompts are told
+        ([(1.0, 1.0, 5.0), (0.3, 0.3)], 1),
     ],
 )
 def test_the_smallest_that_does_is_taken(shares, taken):

@@ -1,6 +1,6 @@
 """What the differ costs: time and memory of a full diff with spectra, beside reading both files and subtracting them.
 
-    python examples/benchmarks/diff_cost.py [--layers 28] [--ranks 4 16 full] [--rounds 3] [--folder FOLDER]
+    python examples/benchmarks/diff_cost.py [--layers 28] [--ranks 4 16 full] [--rounds 3] [--folder FOLDER] [--only pairs|svd]
 
 Makes pairs of the shape of Qwen2.5-1.5B (bfloat16, random weights with heavy-tailed rows) in which every matrix inside the
 layers changed by 1 % in so many directions, and measures in turn, in processes of their own and with the page cache warm: the bare
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -229,11 +229,20 @@ def main() -> None:
     parser.add_argument("--ranks", nargs="+", default=["4", "16", "full"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--only", choices=("pairs", "svd"), help="One of the two parts alone.")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         child(options.child, options.folder)
         return
+    if options.only != "svd":
+        _print_pairs(options)
+    if options.only != "pairs":
+        _print_svds(options)
+
+
+def _print_pairs(options: argparse.Namespace) -> None:
+    """The table of pairs, of full and of half size."""
     ranks = [None if rank == "full" else int(rank) for rank in options.ranks]
     whole = [Plan(layers=options.layers, vocabulary=VOCABULARY, rank=rank) for rank in ranks]
     halves = [Plan(layers=options.layers // 2, vocabulary=VOCABULARY // 2, rank=rank) for rank in ranks]
@@ -251,13 +260,17 @@ def main() -> None:
                 said.append(
                     f"Beside that, opening both sides (headers, sha256 of all files): {measure('open', Path(root) / 'pair')[0]:.1f} s"
                 )
-    print("\n" + "\n".join(said) + "\n")
+    print("\n" + "\n".join(said) + "\n", flush=True)
+
+
+def _print_svds(options: argparse.Namespace) -> None:
+    """The table of full SVDs."""
     print(
         f"| shape | full SVD of the change (s) | differ, everything (s) | ratio | all of {options.layers} layers: full SVD, extrapolated (s) |"
     )
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=options.folder) as root:
-        make(Path(root) / "pair", replace(whole[0], vocabulary=1024, rank=16))
+        make(Path(root) / "pair", Plan(layers=options.layers, vocabulary=1024, rank=16))
         for line in svd_rows(Path(root) / "pair"):
             print(line, flush=True)
 
