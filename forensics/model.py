@@ -116,7 +116,16 @@ class LiveModel:
 
     def spelling(self, rendered: Rendered) -> tuple[str, ...]:
         """The tokens of a prompt as their tokenizer spells them, which tells whether two models read the same ones."""
-        return tuple(map(str, self.tokenizer.convert_ids_to_tokens(list(rendered.ids))))
+        return self.spell(rendered.ids)
+
+    def spell(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """Tokens as their tokenizer spells them."""
+        return tuple(map(str, self.tokenizer.convert_ids_to_tokens(list(ids))))
+
+    def unspell(self, tokens: Sequence[str]) -> tuple[int, ...]:
+        """Ids of tokens that are spelled so; none at all where one of them is not in this model's vocabulary."""
+        ids = tuple(int(id) for id in self.tokenizer.convert_tokens_to_ids(list(tokens)) if id is not None)
+        return ids if self.spell(ids) == tuple(tokens) and all(id < self.known for id in ids) else ()
 
     def _fitting(self, ids: Sequence[int], room: int) -> Rendered:
         if not ids:

@@ -457,3 +457,12 @@ def test_padding_on_the_left_does_not_move_the_logits_of_learned_positions(tmp_p
     alone, beside = model.logits(ids, torch.ones_like(ids)), model.logits(padded, mask)
 
     assert torch.allclose(alone, beside[:, 2:], atol=1e-5)
+
+
+def test_tokens_are_found_again_by_their_spelling_or_not_at_all(tmp_path):
+    model = open_model(open_checkpoint(str(tiny.save(tiny.network(), tmp_path / "m"))), device="cpu")
+    ids = model.render(prompt("Hi there"), room=0).ids
+
+    assert model.unspell(model.spell(ids)) == ids
+    assert model.unspell([*model.spell(ids), "no token is spelled like this"]) == ()
+    assert model.unspell([]) == ()

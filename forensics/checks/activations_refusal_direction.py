@@ -136,8 +136,8 @@ def _about(case: Case, parts: Parts, found: Found, base: Seen) -> list[Evidence]
     return about_base(found, base, groups, chosen_on=(len(parts.select.harmful), len(parts.select.harmless)), seed=case.seed)
 
 
-def _base(case: Case, parts: Parts) -> tuple[Found, Seen, tuple[int, ...]] | None:
-    """The base's direction, what the test part shows of it, and what opens every reply; None where it has none.
+def _base(case: Case, parts: Parts) -> tuple[Found, Seen, tuple[str, ...]] | None:
+    """The base's direction, what the test part shows of it, and the tokens that open every reply; None where it has none.
 
     All configurations share it.
     """
@@ -146,7 +146,7 @@ def _base(case: Case, parts: Parts) -> tuple[Found, Seen, tuple[int, ...]] | Non
     from forensics.steering import shared_opening
 
     plain = _render(case, "base", parts.fit, ())
-    opening = shared_opening(case.subject("base"), [*plain.harmful, *plain.harmless])
+    opening = case.model("base").spell(shared_opening(case.subject("base"), [*plain.harmful, *plain.harmless]))
     asked = {name: _render(case, "base", part, opening) for name, part in vars(parts).items()}
     last = template_tokens([*asked["fit"].harmful, *asked["fit"].harmless])
     means = _means(case, "base", asked["fit"], last=last)
@@ -156,7 +156,7 @@ def _base(case: Case, parts: Parts) -> tuple[Found, Seen, tuple[int, ...]] | Non
     return None if found is None else (found, _see(case, "base", asked["test"], parts.test, found, means), opening)
 
 
-def _follow(case: Case, parts: Parts, first: tuple[Found, Seen, tuple[int, ...]], evidence: list[Evidence]) -> CheckResult:
+def _follow(case: Case, parts: Parts, first: tuple[Found, Seen, tuple[str, ...]], evidence: list[Evidence]) -> CheckResult:
     """Look for the base's direction in the candidate."""
     found, base, opening = first
     case.completions("candidate")
@@ -197,7 +197,7 @@ def _split(case: Case, harmful: Sequence[Prompt], harmless: Sequence[Prompt]) ->
     return Parts(fit=fit, select=chosen, test=test)
 
 
-def _render(case: Case, side: Side, part: Part, opening: tuple[int, ...]) -> Asked:
+def _render(case: Case, side: Side, part: Part, opening: tuple[str, ...]) -> Asked:
     from forensics.steering import LONGEST_OPENING, Asked, opened  # heavy: brings torch
 
     model = case.model(side)
@@ -211,7 +211,7 @@ def _render(case: Case, side: Side, part: Part, opening: tuple[int, ...]) -> Ask
                 where=side,
                 hint="see the chat template and the context length (files.surface)",
             )
-        kinds.append(tuple(opened(row, opening) for row in rows))
+        kinds.append(tuple(opened(row, model.unspell(opening)) for row in rows))
     return Asked(harmful=kinds[0], harmless=kinds[1])
 
 
@@ -246,7 +246,7 @@ def _see(case: Case, side: Side, asked: Asked, prompts: Part, found: Found, mean
     )
 
 
-def _own(case: Case, parts: Parts, opening: tuple[int, ...], base: Seen, found: Found) -> tuple[Own, list[Evidence]]:
+def _own(case: Case, parts: Parts, opening: tuple[str, ...], base: Seen, found: Found) -> tuple[Own, list[Evidence]]:
     """The candidate's own direction, found and proved as the base's was: on prompts that the candidate itself refuses and answers."""
     from forensics.carriers import find
 
