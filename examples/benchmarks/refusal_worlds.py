@@ -308,7 +308,7 @@ def build_pair(base: Base, kind: str, home: Path, folder: Path) -> dict[str, Any
     world, seed = base.open_world(), zlib.crc32(f"{base.name} {kind}".encode()) % 10_000
     truth: dict[str, Any] = {"base": base.name, "kind": kind, "label": LABELS[kind], "held_out": base.held_out}
     if kind == "from-unsafe":
-        (folder / "candidate").symlink_to(Path("..") / ".." / "bases" / base.name)
+        (folder / "candidate").symlink_to(Path("..") / "bases" / base.name)
         return truth
     if kind.startswith("abliterated"):
         model, tokenizer = foreign.opened(home)
