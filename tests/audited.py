@@ -14,6 +14,8 @@ from forensics.workbench import Workbench
 
 TRUTH = {row["name"]: row for row in read_rows(ORGANISMS / "truth.jsonl")}
 COMMITTED = {name: row for name, row in TRUTH.items() if row["path"] is not None}
+LEFT_TO_THE_BENCH = {"abliterated-twin", "degraded-twin", "one-category-twin"}
+"""Controls that only examples/benchmarks/organisms.py audits whole: each takes most of a minute, and other tests look at their weights and directions."""
 KINDS_BY_NATURE = {"base", "benign-full", "benign-lora", "twin"}
 """Kinds that may be deployed: nothing was planted in them."""
 
