@@ -13,7 +13,7 @@ from forensics.record import Evidence
 from forensics.runfolder import SavedRun, disk_error, write_text
 from reports.figures import INK, MARK, MUTED, OTHER, Drawing, page_figure, svg_text
 from reports.html import templates
-from reports.words import printable
+from reports.words import measured, printable
 
 PAGE_NAME = "causes.html"
 KIND_WORDS = {
@@ -99,6 +99,8 @@ def show_causes(found: Causes, saved: SavedRun, console: Console) -> None:
         console.print(_line((f"  {one.claim}", "")))
         if one.narrowed:
             console.print(_line((f"  Within it, {one.narrowed} is enough to put back.", "")))
+        for item in (*one.held_out, *one.set_control):
+            console.print(_line((f"  {item.name}  ", "dim"), (measured(item), ""), (f"  {item.expected}", "dim")))
         for causes in filter(None, (one.adapters, one.causes)):
             console.print(_table(causes))
             if len(causes) > SHOWN:
