@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 import tiny
 import torch
 from cases import ORGANISMS, PROMPTS, edited, open_case, read_rows, reweighted, write_rows
+from safetensors.numpy import save as as_bytes
 from safetensors.torch import load_file
 from test_cli import forensics
 
 from forensics.errors import BadInput, CannotCompare
-from forensics.kept import TENSORS, load_arrays, load_card
+from forensics.kept import RECORD, TENSORS, load_arrays, load_card, to_json
 from forensics.watching import LEAST, extremes, fit, from_arrays, to_arrays, written
 from probes.watch import Range, extremes_of, range_of, texts_needed, threshold_of
 
@@ -212,3 +214,18 @@ def test_a_readme_that_changed_makes_no_other_model(monitor, tmp_path):
     prompts = write_rows(tmp_path / "p.jsonl", [{"prompt": "How do I bake a cake?"}])
 
     assert forensics("probe", ORGANISMS / "base", other, "--apply", monitor[0], "--prompts", prompts)[0] == 0
+
+
+def test_a_monitor_of_layers_that_the_model_does_not_have_is_refused(monitor, tmp_path):
+    card, arrays = load_card(monitor[0]), load_arrays(monitor[0], load_card(monitor[0]))
+    prompts = write_rows(tmp_path / "p.jsonl", [{"prompt": "How do I bake a cake?"}])
+    for layer in (-1, 5):
+        raw = as_bytes(arrays | {"layers": np.full_like(arrays["layers"], layer)})
+        saved = tmp_path / f"layer{layer}"
+        saved.mkdir()
+        (saved / TENSORS).write_bytes(raw)
+        (saved / RECORD).write_text(to_json(card.model_copy(update={"tensors": hashlib.sha256(raw).hexdigest()})))
+
+        code, _, err = forensics("probe", ORGANISMS / "base", ORGANISMS / "backdoor-full", "--apply", saved, "--prompts", prompts)
+
+        assert (code, "do not fit its card, or this model" in err) == (2, True)
