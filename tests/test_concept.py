@@ -375,6 +375,22 @@ def test_pairs_are_read_at_the_last_token_of_the_answer(small, tmp_path):
     assert said == list(kinds.answers[:2])
 
 
+def test_where_a_concept_is_read_and_on_what_its_threshold_was_set_is_said(small, tmp_path):
+    base, files = small
+    other = tiny.nudge(base, tmp_path / "other")
+    for words_, token in ((["--defection"], "last token of the answer"), (words(files), "last prompt token")):
+        code, out, _ = forensics("probe", base, other, *words_, "--json", "--out", tmp_path / token)
+        card = json.loads(out)
+        rows = {row["name"]: row for row in (*card["evidence"], *card["followed"][0]["evidence"])}
+
+        assert code == 0
+        assert {row["where"].rpartition(", ")[2] for row in rows.values() if "last" in row["where"]} == {token}
+        assert all(rows[name]["where"].endswith(token) for name in ("concept.threshold", "follow.base-probe.auroc"))
+        assert "on which it was set" in rows["concept.threshold"]["expected"]
+        assert "set on these very prompts" in rows["follow.negative-above.base"]["expected"]
+        assert "in-sample" in " ".join(card["limits"])
+
+
 def test_a_defection_probe_is_a_difference_of_means_at_the_middle_layer(small, tmp_path):
     base, _ = small
     code, out, _ = forensics("probe", base, "--defection", "--json", "--out", tmp_path / "probe")

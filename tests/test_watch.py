@@ -120,6 +120,30 @@ def test_an_adapter_gives_the_directions_of_the_checkpoint_it_merges_to(base, tm
     assert cosines == pytest.approx(1.0, abs=1e-3)
 
 
+def test_changed_stacks_of_experts_are_named_and_not_passed_over(base, tmp_path):
+    changed, same = (f"model.layers.{layer}.mlp.experts.down_proj" for layer in (0, 1))
+
+    def with_stacks(tensors):
+        tensors.update({changed: torch.ones(4, 64, 32), same: torch.ones(4, 64, 32)})
+
+    ours = reweighted(base, tmp_path / "ours", with_stacks)
+    only = reweighted(ours, tmp_path / "only", lambda tensors: tensors[changed].mul_(2.0))
+    both, _ = pushed(only, tmp_path / "both")
+    clean = write_rows(tmp_path / "c.jsonl", [{"prompt": f"q {index}", "category": "a", "expect": "comply"} for index in range(LEAST)])
+
+    with open_case(ours, only, tmp_path / "a") as case, pytest.raises(CannotCompare, match="nothing to watch") as error:
+        written(case)
+    with open_case(ours, both, tmp_path / "b", prompts=clean) as case:
+        found = fit(case, case.prompts)
+
+    assert error.value.details == (f"{changed} is a stack of matrices, which is not read",)
+    assert (
+        f"1 stacks of matrices (experts) that write to the residual stream were changed and are not watched, such as {changed}."
+        in found.limits
+    )
+    assert next(row for row in found.evidence if row.name == "monitor.threshold").n == LEAST // 3
+
+
 def test_a_prompt_is_read_alike_alone_and_among_others(base, tmp_path):
     candidate, _ = pushed(base, tmp_path / "candidate")
     rows = [{"prompt": "x" * length, "category": "a", "expect": "comply"} for length in (3, 9, 4)]
