@@ -190,15 +190,14 @@ def load_card(folder: Path) -> Card:
     """
     file = folder / RECORD if folder.is_dir() else folder
     try:
-        size = file.stat().st_size
-        raw = json.loads(file.read_text(encoding="utf-8")) if size <= MAX_CARD_BYTES else None
+        if file.stat().st_size > MAX_CARD_BYTES:
+            raise BadInput(f"{RECORD} is larger than any that we write", where=str(file), hint="fit it again")
+        raw = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput("there is no saved probe here", where=str(folder), hint=WANTED) from error
-    if size > MAX_CARD_BYTES:
-        raise BadInput(f"{RECORD} is larger than any that we write", where=str(file), hint="fit it again")
     found = raw.get("schema") if isinstance(raw, dict) else None
     kinds: dict[object, type[Card]] = {"concept": ConceptCard, "monitor": MonitorCard}
-    if found != SCHEMA or raw.get("kind") not in kinds:
+    if found != SCHEMA or not isinstance(raw.get("kind"), str) or raw["kind"] not in kinds:
         raise BadInput(f"this is not a saved probe (schema {found!r}, expected {SCHEMA!r})", where=str(file), hint=WANTED)
     try:
         return kinds[raw["kind"]].model_validate(raw)

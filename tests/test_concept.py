@@ -236,6 +236,7 @@ def test_a_card_or_tensors_that_were_changed_are_refused(small, tmp_path):
         (text.replace('"layer": ', '"layer": "x", "old": ', 1), "changed or is damaged"),
         ("{", "no saved probe"),
         ("[]", "not a saved probe"),
+        (text.replace('"kind": "concept"', '"kind": []'), "not a saved probe"),
     ):
         (tmp_path / "probe" / RECORD).write_text(wrong)
         with pytest.raises(BadInput, match=says):
