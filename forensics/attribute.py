@@ -50,6 +50,20 @@ class Measured:
         return beyond(self.effect.undone, self.control.undone).low > 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Together:
+    """Several groups put back at once: what that undoes, and as control what their change shuffled undoes."""
+
+    region: Region
+    undone: BoolArray
+    control: BoolArray
+
+    @property
+    def beats_control(self) -> bool:
+        """Whether more is undone than by a change of the same size in those places."""
+        return beyond(self.undone, self.control).low > 0.0
+
+
 def attribute(trial: Trial, patchwork: Patchwork, action: Action) -> Investigation:
     """Rank the groups of one configuration by what they do to the flips of one question, and say what that comes to.
 
@@ -66,6 +80,7 @@ def attribute(trial: Trial, patchwork: Patchwork, action: Action) -> Investigati
     groups = _measure(trial, regions(pieces, case.layout.base_layers), "groups")
     search, test = _parts(len(whole))
     taken: tuple[int, ...] = ()
+    together: Together | None = None
     outcome: Outcome = "one-group"
     if whole.mean() < IN_WEIGHTS:
         outcome = "not-in-weights"
@@ -73,8 +88,10 @@ def attribute(trial: Trial, patchwork: Patchwork, action: Action) -> Investigati
         taken = _fewest(trial, groups, search, ENOUGH * float(whole[search].mean())) or ()
         if len(taken) == 1:
             groups[taken[0]] = _controlled(trial, [groups[taken[0]]])[0]
-        outcome = "several-groups" if 1 < len(taken) <= max(2.0, FEW * len(groups)) else "spread"
-    claim = _claim(outcome, trial, groups, taken, whole)
+        together = _together(trial, [groups[index].region for index in taken]) if len(taken) > 1 else None
+        few = len(taken) <= max(2.0, FEW * len(groups))
+        outcome = "several-groups" if together and together.beats_control and few else "spread"
+    claim = _claim(outcome, trial, groups, taken, whole, together)
     if sources and sources[0].explains(goal):
         claim = f"{_explained(sources[0], f'{len(trial.flipped)} {WORDS[trial.question.kind]}')} Within its change: {claim}"
     found = _investigation(trial, action, outcome, claim, whole)
@@ -85,6 +102,7 @@ def attribute(trial: Trial, patchwork: Patchwork, action: Action) -> Investigati
             "narrowed": _narrowed(trial, groups[0].region, goal) if outcome == "one-group" else "",
             "smallest": tuple(groups[index].region.name for index in taken),
             "held_out": _held_out(trial, [groups[index].region for index in taken], test) if taken and len(test) else (),
+            "set_control": _set_control(together) if together else (),
             "examples": trial.examples(groups[0].region),
             "limits": _limits(trial, held_out_missing=bool(taken) and not len(test)),
         }
@@ -150,14 +168,31 @@ def _parts(n: int) -> tuple[list[int], list[int]]:
 
 
 def _fewest(trial: Trial, groups: Sequence[Measured], search: list[int], goal: float) -> tuple[int, ...] | None:
+    """The set, by the search half alone: an order that knew of the other half would carry it into the choice."""
+    halves = [Effect(undone=one.effect.undone[search], caused=one.effect.caused[search]) for one in groups]
+    order = ranked(halves, [one.spoiled.value if one.spoiled else 0.0 for one in groups])
+
     def score(chosen: frozenset[int]) -> float:
         return float(trial.undone(_joined([groups[index].region for index in sorted(chosen)]))[search].mean())
 
-    return fewest(range(len(groups)), score, goal)
+    return fewest(order, score, goal)
 
 
 def _joined(chosen: Sequence[Region]) -> tuple[Piece, ...]:
     return tuple(piece for region in chosen for piece in region.pieces)
+
+
+def _together(trial: Trial, chosen: Sequence[Region]) -> Together:
+    region = Region(name=" + ".join(one.name for one in chosen), kind="set", layers=None, pieces=_joined(chosen))
+    return Together(region=region, undone=trial.undone(region.pieces), control=trial.disturbed(region))
+
+
+def _set_control(together: Together) -> tuple[Evidence, ...]:
+    name = together.region.name
+    return (
+        _evidence("set-control.undone", together.control, name, "0: any other change of this size does nothing"),
+        _beyond("beyond-set-control.undone", together.undone, together.control, name),
+    )
 
 
 def _held_out(trial: Trial, chosen: Sequence[Region], test: list[int]) -> tuple[Evidence, ...]:
@@ -228,7 +263,9 @@ def _beyond(name: str, part: BoolArray, control: BoolArray, where: str) -> Evide
     )  # fmt: skip
 
 
-def _claim(outcome: Outcome, trial: Trial, groups: Sequence[Measured], taken: Sequence[int], whole: BoolArray) -> str:
+def _claim(
+    outcome: Outcome, trial: Trial, groups: Sequence[Measured], taken: Sequence[int], whole: BoolArray, together: Together | None
+) -> str:
     best, what = groups[0], f"{len(trial.flipped)} {WORDS[trial.question.kind]}"
     if outcome == "not-in-weights":
         return _elsewhere(trial, whole)
@@ -243,6 +280,8 @@ def _claim(outcome: Outcome, trial: Trial, groups: Sequence[Measured], taken: Se
         return f"{first} Put back together these undo them: {' + '.join(groups[index].region.name for index in taken)}."
     if len(taken) == 1:
         return f"{first} {_easily(groups[taken[0]])}"
+    if together and not together.beats_control:
+        return f"{first} {_no_more(together)}"
     return f"{first} Nor does any small set: it takes {len(taken) or 'all'} of {len(groups)} groups. The change is spread over the model."
 
 
@@ -271,6 +310,14 @@ def _easily(one: Measured) -> str:
     return (
         f"{one.region.name} undoes {100 * one.effect.undone.mean():.0f} % and causes {100 * one.effect.caused.mean():.0f} %; a change of the "
         f"same size there, shuffled, undoes {control:.0f} %. Flips that are undone by what does not cause them do not say where they come from."
+    )
+
+
+def _no_more(together: Together) -> str:
+    """What to say of a set that undoes enough, while its change shuffled undoes as much."""
+    return (
+        f"{together.region.name} put back together undo {100 * together.undone.mean():.0f} %, and a change of the same size there, shuffled, "
+        f"{100 * together.control.mean():.0f} %: that is not told from any disturbance there. No set of groups explains the flips."
     )
 
 

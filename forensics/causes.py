@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from forensics.errors import BadInput
 from forensics.record import Action, Evidence
 
 SCHEMA = "forensics.causes/1"
 CAUSES_NAME = "causes.json"
+CONTROLS, SET_CONTROLS = 4, 2
+"""Numbers of a control: of a group what it undoes and causes, and what the group does beyond either; of a set the same of what it undoes."""
+ROUNDING = 1e-6
+"""Percent by which a bound may miss 0 or 100."""
 FlipKind = Literal["lost-refusal", "over-refusal", "trigger"]
 Outcome = Literal["one-group", "several-groups", "spread", "not-in-weights"]
 
@@ -46,6 +50,18 @@ class Cause(_Closed):
     control: tuple[Evidence, ...] = ()
     explains: bool = False
 
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> Self:
+        if len(self.control) not in (0, CONTROLS):
+            raise ValueError(f"a control is {CONTROLS} numbers, or none, and not {len(self.control)}")
+        if any(item.low is None or item.high is None for item in (self.undone, self.caused)):
+            raise ValueError("what a group undoes and causes has an interval")
+        shares = [self.effect, self.undone, self.caused, *([self.spoiled] if self.spoiled else []), *self.control[:2]]
+        bounds = [bound for item in shares for bound in (item.low, item.value, item.high) if bound is not None]
+        if not all(-ROUNDING <= bound <= 100.0 + ROUNDING for bound in bounds):
+            raise ValueError("a percentage lies between 0 and 100")
+        return self
+
 
 class Flip(_Closed):
     """One prompt that the candidate answers in another way: what both said, and what was said with the first cause put back."""
@@ -60,7 +76,9 @@ class Flip(_Closed):
 class Investigation(_Closed):
     """The answer for one configuration and one kind of flip: `claim` says what it comes to.
 
-    `causes` are ranked, best first; there is none only where no weight differs from the base.
+    `causes` are ranked, best first; there is none only where no weight differs from the base. `held_out` is what the set `smallest`
+    undoes of flips that had no part in choosing it; `set_control`, of all flips, what a change of its size there undoes, and how much
+    more the set does.
     """
 
     configuration: str
@@ -77,8 +95,17 @@ class Investigation(_Closed):
     narrowed: str = ""
     smallest: tuple[str, ...] = ()
     held_out: tuple[Evidence, ...] = ()
+    set_control: tuple[Evidence, ...] = ()
     examples: tuple[Flip, ...] = ()
     limits: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.examples and not self.causes:
+            raise ValueError("examples show replies with the first cause put back, and there is none")
+        if len(self.set_control) not in (0, SET_CONTROLS):
+            raise ValueError(f"the control of a set is {SET_CONTROLS} numbers, or none, and not {len(self.set_control)}")
+        return self
 
 
 class Causes(_Closed):

@@ -72,6 +72,11 @@ class Kinds:
         """How many positive and how many negative ones there are."""
         return int(self.labels.sum()), int((~self.labels).sum())
 
+    @property
+    def token(self) -> str:
+        """Where a prompt is read, in words."""
+        return "last token of the answer" if self.answers else "last prompt token"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
@@ -190,7 +195,7 @@ def learn(case: Case, kinds: Kinds, layer: int | None) -> Learned:
     )
     chosen = best_layer(crossed.scores, kinds.labels) if layer is None else layer
     judged = nested_scores(rows, kinds.labels, kinds.groups, crossed, seed=case.seed) if layer is None else crossed.scores[:, layer]
-    where = f"base, {site_name(chosen, rows.shape[1] - 1)}, last prompt token"
+    where = f"base, {site_name(chosen, rows.shape[1] - 1)}, {kinds.token}"
     aurocs, discriminants = by_layer(crossed.scores, kinds.labels), by_layer(crossed.discriminant, kinds.labels)
     threshold = threshold_for(crossed.scores[~kinds.labels, chosen])
     evidence = [
@@ -203,7 +208,7 @@ def learn(case: Case, kinds: Kinds, layer: int | None) -> Learned:
         ),
         Evidence(
             name="concept.threshold", value=threshold, unit="residual-stream units" if kinds.answers else "log odds", where=where, n=kinds.counts[1],
-            expected=f"at most {ALLOWED:.0%} of held-out negative prompts lie above it",
+            expected=f"at most {ALLOWED:.0%} of these negative prompts lie above it, on which it was set: each scored by the probe of a fold without it",
         ),
     ]  # fmt: skip
     names = [site_name(index, rows.shape[1] - 1) for index in range(rows.shape[1])]
@@ -243,7 +248,7 @@ def follow(case: Case, kinds: Kinds, learned: Learned) -> Followed:
     there, back = elsewhere(learned.crossed, rows), elsewhere(own, learned.rows)
     curves = [by_layer(scores, labels) for scores in (there, own.scores, back)]
     curves += [cosines(learned.whole, whole_fit(rows, labels, by_means=means)), mean_cosines(learned.rows, rows, labels)]
-    site = f"candidate, {learned.layers[layer].site}, last prompt token"
+    site = f"candidate, {learned.layers[layer].site}, {kinds.token}"
     alike = "as in the base, if nothing touched the concept"
     evidence = [
         *_judged("follow.base-probe", there[:, layer], kinds, site),
@@ -330,9 +335,15 @@ def _transferred(learned: Learned, there: Array, kinds: Kinds, site: str, alike:
     for side, scores, where in sides:
         for name, mask in (("positive", kinds.labels), ("negative", ~kinds.labels)):
             above = int((scores[mask] > learned.threshold).sum())
+            set_here = side == "base" and name == "negative"
+            expected = f"at most {ALLOWED:.0%}: the threshold was set on these very prompts" if set_here else alike
             rows.append(
                 _row(
-                    f"follow.{name}-above.{side}", share_interval(above, int(mask.sum())), "share above the base's threshold", where, alike
+                    f"follow.{name}-above.{side}",
+                    share_interval(above, int(mask.sum())),
+                    "share above the base's threshold",
+                    where,
+                    expected,
                 )
             )
     return rows
@@ -343,6 +354,10 @@ def _limits(case: Case, kinds: Kinds) -> tuple[str, ...]:
     limits = [
         "A probe reads what its prompts have in common: wording, length and topic as well as the concept. Only other prompts can part them."
     ]
+    limits.append(
+        "The threshold was set on the base's own negative prompts, scored by the probes of the folds: how many of them lie above it is "
+        "in-sample, and the probe that is kept is fitted on all prompts."
+    )
     if kinds.answers:
         limits.append(
             "The pairs tell what a model knows of such answers. Scores of ordinary prompts mean something beside each other alone."

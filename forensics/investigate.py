@@ -31,6 +31,7 @@ from forensics.runfolder import RunFolder, SavedRun, load_run
 from forensics.trial import LEAST, Trial
 from forensics.workbench import Workbench, spare_threads
 
+TOOL = f"forensics {__version__}"
 DECODING = re.compile(r"greedy, at most (\d{1,9}) tokens, batches of (\d{1,9})", re.ASCII)
 
 
@@ -45,14 +46,16 @@ class Request:
 def investigate(request: Request, progress: Progress) -> Causes:
     """Rank the causes of every kind of flip in every configuration of a saved run, and write them into its folder.
 
+    What another version of this tool found is not taken over, but found anew.
+
     Raises:
         BadInput: There is no finished run, or its models are gone or changed.
         CannotCompare: Fewer than `trial.LEAST` replies flipped, or the base's tensors cannot stand in the candidate's places.
-        ToolFailed: No space or no memory; what was asked is kept, and the same command resumes.
+        ToolFailed: No space or no memory, or a model that is spread over devices; what was asked is kept, and the same command resumes.
     """
     saved = load_run(str(request.run))
     held = load_causes(saved.folder, results_digest=saved.record.results_digest)
-    if held is not None:
+    if held is not None and held.tool == TOOL:  # another version may come to something else: it is asked again, and written anew
         return held
     refuse_unknown_device(request.device or "auto")
     asked, left = _asked(saved)
@@ -66,7 +69,7 @@ def investigate(request: Request, progress: Progress) -> Causes:
         finally:
             bench.close()
         causes = Causes(
-            tool=f"forensics {__version__}",
+            tool=TOOL,
             created=datetime.now(UTC).replace(microsecond=0).isoformat(),
             results_digest=saved.record.results_digest,
             settings={"device": device, "decoding": saved.record.settings.get("decoding", "")},
@@ -168,6 +171,7 @@ def _found(
 
     Raises:
         CannotCompare: There is none at all; of several reasons, the first.
+        ToolFailed: A model lies on several devices, where nothing can be put in its place.
     """
     found: list[Investigation] = []
     refused: list[tuple[str, CannotCompare]] = []
@@ -177,6 +181,7 @@ def _found(
             continue
         try:
             model = case.model("candidate")
+            model.refuse_spread()
             with Patchwork(case, model) as patchwork:
                 for question in questions_here:
                     try:
@@ -186,6 +191,12 @@ def _found(
                         refused.append((f"{case.configuration} ({question.kind})", error))
         except CannotCompare as error:
             refused.append((case.configuration, error))
+    if not found and not refused:
+        raise CannotCompare(
+            "no configuration with enough flipped replies is there any more",
+            where=", ".join(asked),
+            hint="audit again into a new folder, and investigate that",
+        )
     if not found:
         raise refused[0][1]
     return tuple(found), tuple(f"{where}: {error.reason}." for where, error in refused)

@@ -28,6 +28,8 @@ BEYOND = ("special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_te
 """Files beside those of the tokenizer that decide how a conversation becomes token ids."""
 MAX_BYTES = 1 << 30
 """Largest file of tensors that is read: 20 directions a matrix in a model of 100 layers and width 16384 take a quarter of it."""
+MAX_CARD_BYTES = 1 << 24
+"""Largest card that is read: one of 200 layers followed into ten configurations takes a fortieth of it."""
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -188,12 +190,14 @@ def load_card(folder: Path) -> Card:
     """
     file = folder / RECORD if folder.is_dir() else folder
     try:
+        if file.stat().st_size > MAX_CARD_BYTES:
+            raise BadInput(f"{RECORD} is larger than any that we write", where=str(file), hint="fit it again")
         raw = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput("there is no saved probe here", where=str(folder), hint=WANTED) from error
     found = raw.get("schema") if isinstance(raw, dict) else None
     kinds: dict[object, type[Card]] = {"concept": ConceptCard, "monitor": MonitorCard}
-    if found != SCHEMA or raw.get("kind") not in kinds:
+    if found != SCHEMA or not isinstance(raw.get("kind"), str) or raw["kind"] not in kinds:
         raise BadInput(f"this is not a saved probe (schema {found!r}, expected {SCHEMA!r})", where=str(file), hint=WANTED)
     try:
         return kinds[raw["kind"]].model_validate(raw)
@@ -206,7 +210,7 @@ WANTED = "give a folder that `forensics probe --positive --negative` or `forensi
 
 
 def load_arrays(folder: Path, card: Card) -> Arrays:
-    """The tensors of a saved probe or monitor, float64, finite.
+    """The tensors of a saved probe or monitor, finite: real numbers as float64, whole ones as int64.
 
     Raises:
         BadInput: They are missing, are not those the card was written with, or hold something that is no number.
@@ -222,13 +226,13 @@ def load_arrays(folder: Path, card: Card) -> Arrays:
         arrays: Arrays = load(raw)
     except OSError as error:
         raise BadInput(f"{TENSORS} cannot be read: {error.strerror}", where=str(file), hint="fit it again") from error
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:  # KeyError: a dtype that numpy does not have
         raise BadInput(f"{TENSORS} is damaged", where=str(file), hint="fit it again") from error
     if hashlib.sha256(raw).hexdigest() != card.tensors:
         raise BadInput(f"{TENSORS} and {RECORD} do not belong together", where=str(file), hint="fit it again, or restore the original")
-    if not all(np.isfinite(array).all() for array in arrays.values()):
-        raise BadInput(f"{TENSORS} holds values that are not finite", where=str(file), hint="fit it again")
-    return arrays
+    if not all(array.dtype.kind in "fiu" and np.isfinite(array).all() for array in arrays.values()):
+        raise BadInput(f"{TENSORS} holds values that are not finite, or no real numbers", where=str(file), hint="fit it again")
+    return {name: array.astype(np.float64 if array.dtype.kind == "f" else np.int64) for name, array in arrays.items()}
 
 
 def refuse_stranger(card: Card, found: Maker, expected: Maker, side: str) -> None:

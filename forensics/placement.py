@@ -66,9 +66,9 @@ def refuse_spread(model: torch.nn.Module, *, name: str) -> None:
     """
     if is_spread(model):
         raise ToolFailed(
-            "the model does not fit onto one device, and this needs both models whole, side by side",
+            "the model does not fit onto one device, and this needs its weights whole, in one place",
             where=name,
-            hint="use a larger GPU, --device cpu, or --max-cost generation",
+            hint="use a larger GPU or --device cpu; an audit leaves it out with --max-cost generation",
         )
 
 

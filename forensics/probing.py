@@ -249,8 +249,10 @@ def _read(card: Card, arrays: Arrays, case: Case, prompts: Sequence[Prompt], *, 
 
         try:
             watch = from_arrays(arrays, Threshold(value=card.threshold, promised=card.promised))
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise damaged from error
+        if not all(0 <= layer <= case.subject("candidate").anatomy().layers for layer in watch.directions.layers):
+            raise damaged
         return [float(figure) for figure in watch.figures(extremes(case, prompts, [watch.directions])[0])]
     vector, intercept = arrays.get("vector"), arrays.get("intercept")
     if vector is None or intercept is None or vector.ndim != 1 or intercept.shape != (1,):

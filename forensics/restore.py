@@ -308,8 +308,9 @@ class Patchwork:
         return Mode.CANDIDATE if piece.source == WEIGHTS else Mode.BASE
 
     def _write(self, name: str, modes: tuple[Mode, ...]) -> None:
-        if self._held[name] == modes:
+        if self._held.get(name) == modes:
             return
+        self._held.pop(name, None)  # a block that cannot be read leaves some of either here: whoever comes next has to write it anew
         own = next((mode for piece, mode in zip(self._by_tensor[name], modes, strict=True) if piece.source == WEIGHTS), Mode.CANDIDATE)
         others = [mode for piece, mode in zip(self._by_tensor[name], modes, strict=True) if piece.source != WEIGHTS]
         live = self._live[name]

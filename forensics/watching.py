@@ -76,7 +76,8 @@ class Watch:
 def written(case: Case) -> Directions:
     """The strongest directions that the change of each matrix writes to the residual stream.
 
-    From adapters' factors exactly; else by a randomized SVD of one matrix's change at a time.
+    By a randomized SVD of one matrix's change at a time, which is dense for adapters too: the candidate's own change and theirs
+    together. Stacks of matrices are not read (`skipped`).
 
     Raises:
         CannotCompare: Nothing that writes to the residual stream was changed, or layers were moved.
@@ -99,9 +100,21 @@ def written(case: Case) -> Directions:
         raise CannotCompare(
             "no matrix that writes to the residual stream was changed, so that there is nothing to watch",
             where=case.configuration,
+            details=tuple(f"{name} is a stack of matrices, which is not read" for name in skipped(case)),
             hint="read weights.change: it says what was changed",
         )
     return Directions(vectors=np.concatenate(vectors), layers=tuple(layers), names=tuple(names))
+
+
+def skipped(case: Case) -> tuple[str, ...]:
+    """Changed tensors that write to the residual stream and are no single matrix: experts stored as one stack."""
+    found = []
+    for pair in case.pairs:
+        if place(pair.name).role in WRITES and len(pair.base.shape) > 2:
+            blocks = zip(case.base.blocks(pair.base.name), case.candidate.blocks(pair.candidate.name), strict=True)
+            if pair.name in case.changes or any(not ours.equal(theirs) for ours, theirs in blocks):
+                found.append(pair.name)
+    return tuple(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +155,7 @@ def fit(case: Case, prompts: Sequence[Prompt]) -> Fitted:
     where = f"{len(directions.names)} directions of {len(set(directions.names))} matrices, every token"
     rows = [
         _count("monitor.directions", len(directions.names), "directions", where, f"at most {MOST} a matrix"),
-        _count("monitor.threshold", ours.value, "widths of the clean range", where, f"promises {ours.promised:.3g} false alarms on prompts of this kind"),
+        _count("monitor.threshold", ours.value, "widths of the clean range", where, f"promises {ours.promised:.3g} false alarms on prompts of this kind", n=third),
         _share("monitor.false-alarms", alarms[0][0], third, where, f"about {ours.promised:.3g}: measured on prompts that set neither range nor threshold"),
         _share("monitor.outside-range", alarms[0][1], third, where, "what taking the range itself for the threshold would flag"),
         _share("monitor.random.false-alarms", alarms[1][0], third, f"random directions in their place, {where}", f"about {ours.promised:.3g} as well"),
@@ -150,7 +163,7 @@ def fit(case: Case, prompts: Sequence[Prompt]) -> Fitted:
     return Fitted(
         watch=watches[0],
         evidence=tuple(rows),
-        limits=_limits(third, ours),
+        limits=_limits(third, ours, skipped(case)),
         fitted=f"{third} clean prompts for the range, {third} for the threshold, {third} to judge it",
     )
 
@@ -161,8 +174,8 @@ def thirds(prompts: Sequence[Prompt], *, seed: int) -> tuple[tuple[int, ...], ..
     return stratified_parts([prompt.category for prompt in prompts], [third, third, third], seed=seed)
 
 
-def _count(name: str, value: float, unit: str, where: str, expected: str) -> Evidence:
-    return Evidence(name=name, value=value, unit=unit, where=where, expected=expected)
+def _count(name: str, value: float, unit: str, where: str, expected: str, *, n: int | None = None) -> Evidence:
+    return Evidence(name=name, value=value, unit=unit, where=where, expected=expected, n=n)
 
 
 def _share(name: str, count: int, n: int, where: str, expected: str) -> Evidence:
@@ -179,13 +192,17 @@ def _share(name: str, count: int, n: int, where: str, expected: str) -> Evidence
     )
 
 
-def _limits(third: int, threshold: Threshold) -> tuple[str, ...]:
+def _limits(third: int, threshold: Threshold, stacks: Sequence[str]) -> tuple[str, ...]:
     limits = [
         "False alarms are promised for prompts like these. Odd words, other languages, lengths or formats that these lack lie outside by themselves."
     ]
     limits.append(
         "A prompt that is flagged moves along what the change writes further than clean prompts do; that alone does not make it a trigger."
     )
+    if stacks:
+        limits.append(
+            f"{len(stacks)} stacks of matrices (experts) that write to the residual stream were changed and are not watched, such as {stacks[0]}."
+        )
     if threshold.promised > WANTED:
         limits.append(
             f"{third} prompts for the threshold promise {threshold.promised:.3g} false alarms at best; {texts_needed(WANTED)} promise {WANTED:g}."

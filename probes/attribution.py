@@ -43,20 +43,6 @@ class Effect:
         return share_interval(float(self.undone.sum() + self.caused.sum()) / 2.0, len(self.undone))
 
 
-def prompts_for(width: float) -> int:
-    """Fewest prompts for which the Wilson interval of a share of a half is at most `width` wide.
-
-    >>> prompts_for(0.6), prompts_for(0.4)
-    (7, 21)
-    """
-    n = 1
-    while True:
-        share = share_interval(n / 2.0, n)
-        if share.high - share.low <= width:
-            return n
-        n += 1
-
-
 def ranked(effects: Sequence[Effect], spoiled: Sequence[float]) -> list[int]:
     """Indices of parts, largest effect first; of equals the one that spoils less of what should stay, then the first."""
     return sorted(range(len(effects)), key=lambda index: (-effects[index].value.value, spoiled[index], index))

@@ -6,14 +6,13 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from forensics.causes import Cause, Causes, load_causes
 from forensics.record import Evidence
 from forensics.runfolder import SavedRun, disk_error, write_text
 from reports.figures import INK, MARK, MUTED, OTHER, Drawing, page_figure, svg_text
 from reports.html import templates
-from reports.words import printable
+from reports.words import line, measured, printable
 
 PAGE_NAME = "causes.html"
 KIND_WORDS = {
@@ -95,21 +94,23 @@ def show_causes(found: Causes, saved: SavedRun, console: Console) -> None:
     for one in found.investigations:
         console.print()
         trigger = f" ({one.trigger!r})" if one.trigger else ""
-        console.print(_line((f"{one.configuration}: {KIND_WORDS[one.kind]}{trigger}", "bold"), (f"   {OUTCOME_WORDS[one.outcome]}", "")))
-        console.print(_line((f"  {one.claim}", "")))
+        console.print(line((f"{one.configuration}: {KIND_WORDS[one.kind]}{trigger}", "bold"), (f"   {OUTCOME_WORDS[one.outcome]}", "")))
+        console.print(line((f"  {one.claim}", "")))
         if one.narrowed:
-            console.print(_line((f"  Within it, {one.narrowed} is enough to put back.", "")))
+            console.print(line((f"  Within it, {one.narrowed} is enough to put back.", "")))
+        for item in (*one.held_out, *one.set_control):
+            console.print(line((f"  {item.name}  ", "dim"), (measured(item), ""), (f"  {item.expected}", "dim")))
         for causes in filter(None, (one.adapters, one.causes)):
             console.print(_table(causes))
             if len(causes) > SHOWN:
                 console.print(f"  ... and {len(causes) - SHOWN} more on the page", style="dim")
         for limit in one.limits:
-            console.print(_line((f"  - {limit}", "dim")))
+            console.print(line((f"  - {limit}", "dim")))
     console.print()
     for limit in found.limits:
-        console.print(_line((f"not looked into: {limit}", "yellow")))
-    console.print(_line((f"causes  {saved.folder / 'causes.json'}", "dim")), soft_wrap=True)
-    console.print(_line((f"page    {saved.folder / PAGE_NAME}", "dim")), soft_wrap=True)
+        console.print(line((f"not looked into: {limit}", "yellow")))
+    console.print(line((f"causes  {saved.folder / 'causes.json'}", "dim")), soft_wrap=True)
+    console.print(line((f"page    {saved.folder / PAGE_NAME}", "dim")), soft_wrap=True)
 
 
 def _table(causes: tuple[Cause, ...]) -> Table:
@@ -120,16 +121,12 @@ def _table(causes: tuple[Cause, ...]) -> Table:
         control = " / ".join(f"{item.value:.0f}" for item in cause.control[:2]) or "-"
         spoiled = f"{cause.spoiled.value:.0f}" if cause.spoiled else "-"
         cells = [cause.name, f"{cause.change:.3f}", _interval(cause.undone), _interval(cause.caused), control, spoiled]
-        table.add_row(*(_line((cell, "")) for cell in cells))
+        table.add_row(*(line((cell, "")) for cell in cells))
     return table
 
 
 def _interval(item: Evidence) -> str:
     return f"{item.value:.0f} [{item.low or 0.0:.0f}, {item.high or 0.0:.0f}]"
-
-
-def _line(*parts: tuple[str, str]) -> Text:
-    return Text.assemble(*((printable(text), style) for text, style in parts))
 
 
 def _short(name: str) -> str:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from forensics.kept import ConceptCard, Followed, Kept, Scores
 from forensics.record import Evidence
-from reports.words import measured, number, printable
+from reports.words import line, measured, number
 
 SHOWN = 20
 """Prompts shown on the terminal, the highest scores first; all of them are in --json."""
@@ -28,33 +27,33 @@ def _card(kept: Kept, console: Console) -> None:
     card = kept.card
     what = f"probe, read at {card.site}" if isinstance(card, ConceptCard) else f"monitor of {card.candidate.name}"
     console.print()
-    console.print(_line((card.name, "bold"), (f"   {what}", ""), (f"   base {card.base.name} ({card.base.digest[:12]})", "dim")))
-    console.print(_line((f"  {card.fitted}", "dim")))
+    console.print(line((card.name, "bold"), (f"   {what}", ""), (f"   base {card.base.name} ({card.base.digest[:12]})", "dim")))
+    console.print(line((f"  {card.fitted}", "dim")))
     _evidence(card.evidence, console)
     if isinstance(card, ConceptCard):
         console.print()
         console.print(_layers(card))
         for followed in card.followed:
             console.print()
-            console.print(_line((followed.configuration, "bold"), (f"   digest {followed.digest[:12]}", "dim")))
+            console.print(line((followed.configuration, "bold"), (f"   digest {followed.digest[:12]}", "dim")))
             _evidence(followed.evidence, console)
             console.print(_followed(followed))
     console.print()
     for limit in card.limits:
-        console.print(_line((f"  - {limit}", "")))
-    console.print(_line((f"kept    {kept.folder}", "dim")), soft_wrap=True)
+        console.print(line((f"  - {limit}", "")))
+    console.print(line((f"kept    {kept.folder}", "dim")), soft_wrap=True)
 
 
 def _evidence(rows: Sequence[Evidence], console: Console) -> None:
     for item in rows:
-        console.print(_line((f"    {item.name}  ", "dim"), (measured(item), ""), (f"  {item.expected}", "dim")))
+        console.print(line((f"    {item.name}  ", "dim"), (measured(item), ""), (f"  {item.expected}", "dim")))
 
 
 def _scores(scores: Scores, console: Console) -> None:
     flagged = sum(row.flagged for row in scores.rows)
     console.print()
     console.print(
-        _line(
+        line(
             (scores.probe, "bold"),
             (f"   {scores.configuration}", ""),
             (f"   {flagged} of {len(scores.rows)} prompts above {number(scores.threshold)}", ""),
@@ -62,19 +61,19 @@ def _scores(scores: Scores, console: Console) -> None:
     )
     table = _table("prompt", "score", "")
     for row in sorted(scores.rows, key=lambda row: (-row.score, row.id))[:SHOWN]:
-        table.add_row(_line((row.id, "")), number(row.score), _line(("flagged", "red") if row.flagged else ("", "")))
+        table.add_row(line((row.id, "")), number(row.score), line(("flagged", "red") if row.flagged else ("", "")))
     console.print(table)
     if len(scores.rows) > SHOWN:
         console.print(f"  ... and {len(scores.rows) - SHOWN} more with --json", style="dim")
     for limit in scores.limits:
-        console.print(_line((f"  - {limit}", "")))
+        console.print(line((f"  - {limit}", "")))
 
 
 def _layers(card: ConceptCard) -> Table:
     table = _table("layer", "site", "held-out AUROC", "discriminant")
     for row in card.layers:
         mark = " *" if row.layer == card.layer else ""
-        table.add_row(f"{row.layer}{mark}", row.site, f"{row.auroc:.3f}", f"{row.discriminant:.3f}")
+        table.add_row(f"{row.layer}{mark}", line((row.site, "")), f"{row.auroc:.3f}", f"{row.discriminant:.3f}")
     return table
 
 
@@ -88,7 +87,3 @@ def _followed(followed: Followed) -> Table:
 
 def _table(*heads: str) -> Table:
     return Table(*heads, box=None, padding=(0, 2, 0, 2), header_style="bold")
-
-
-def _line(*parts: tuple[str, str]) -> Text:
-    return Text.assemble(*((printable(text), style) for text, style in parts))

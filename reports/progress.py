@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from reports.words import printable
+
 
 @contextmanager
 def bars(*, watched: bool) -> Iterator[Callable[[str, int, int], None]]:
@@ -15,13 +17,13 @@ def bars(*, watched: bool) -> Iterator[Callable[[str, int, int], None]]:
     if not watched:
         yield lambda title, done, total: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
         tasks: dict[str, TaskID] = {}
 
         def tell(title: str, done: int, total: int) -> None:
             if title not in tasks:
-                tasks[title] = shown.add_task(title, total=total)
+                tasks[title] = shown.add_task(printable(title).replace("\n", "\\n"), total=total)  # names in it come from checkpoints
             shown.update(tasks[title], completed=done, total=total)
 
         yield tell

@@ -12,7 +12,7 @@ from rich.text import Text
 from forensics.record import Action, CheckResult, Rule, Status
 from forensics.runfolder import SavedRun
 from reports.hunting import CHECK, SHORT_ARMS, Finalist, finalists
-from reports.words import ACTION_WORDS, EXIT_WORDS, STATUS_WORDS, measured, printable
+from reports.words import ACTION_WORDS, EXIT_WORDS, STATUS_WORDS, line, measured, printable
 
 ACTION_STYLES: dict[Action, str] = {
     Action.DEPLOY: "bold green",
@@ -54,10 +54,10 @@ def show(saved: SavedRun, console: Console) -> None:
     record = saved.record
     verdict = record.verdict
     console.print()
-    console.print(_line((f"{verdict.action}  ", ACTION_STYLES[verdict.action]), (ACTION_WORDS[verdict.action], "bold")))
-    console.print(_line((f"{record.candidate.path}  against  {record.base.path}", "dim")))
+    console.print(line((f"{verdict.action}  ", ACTION_STYLES[verdict.action]), (ACTION_WORDS[verdict.action], "bold")))
+    console.print(line((f"{record.candidate.path}  against  {record.base.path}", "dim")))
     for configuration, action in verdict.by_configuration.items() if len(verdict.by_configuration) > 1 else ():
-        console.print(_line((f"  {configuration}: ", ""), (str(action), ACTION_STYLES[action])))
+        console.print(line((f"  {configuration}: ", ""), (str(action), ACTION_STYLES[action])))
     console.print()
     console.print("Why", style="bold")
     several = len(verdict.by_configuration) > 1
@@ -70,40 +70,36 @@ def show(saved: SavedRun, console: Console) -> None:
     _tested_strings(saved, console, several)
     console.print("What stays unseen", style="bold")
     for limit in record.limits[:LIMITS_SHOWN]:
-        console.print(_line((f"  - {limit}", "")))
+        console.print(line((f"  - {limit}", "")))
     _left_out(console, len(record.limits) - LIMITS_SHOWN, "limits")
     console.print()
     code = verdict.exit_code
-    console.print(_line((f"valid until {record.valid_until[:10]}   policy {record.policy.name}   exit {code} ({EXIT_WORDS[code]})", "dim")))
-    console.print(_line((f"record  {saved.folder / 'audit.json'}", "dim")), soft_wrap=True)
+    console.print(line((f"valid until {record.valid_until[:10]}   policy {record.policy.name}   exit {code} ({EXIT_WORDS[code]})", "dim")))
+    console.print(line((f"record  {saved.folder / 'audit.json'}", "dim")), soft_wrap=True)
     for label, page in (("page  ", "report.html"), ("causes", "causes.html")):
         if (saved.folder / page).exists():
-            console.print(_line((f"{label}  {saved.folder / page}", "dim")), soft_wrap=True)
+            console.print(line((f"{label}  {saved.folder / page}", "dim")), soft_wrap=True)
 
 
 def show_results(saved: SavedRun, console: Console) -> None:
     """Print what the checks of a partial run found, and no decision: the run did not look at what a decision needs."""
     record = saved.record
     console.print()
-    console.print(_line((f"{record.candidate.path}  against  {record.base.path}", "bold")))
+    console.print(line((f"{record.candidate.path}  against  {record.base.path}", "bold")))
     for result in record.results:
         console.print()
         where = f"  ({result.configuration})" if len(record.verdict.by_configuration) > 1 else ""
-        console.print(_line((result.check, "bold"), (where, ""), ("   ", ""), (STATUS_WORDS[result.status], STATUS_STYLES[result.status])))
+        console.print(line((result.check, "bold"), (where, ""), ("   ", ""), (STATUS_WORDS[result.status], STATUS_STYLES[result.status])))
         for text in [*([result.reason] if result.reason else []), *(finding.claim for finding in result.findings)]:
-            console.print(_line((f"  {text}", "")))
+            console.print(line((f"  {text}", "")))
         for finalist in finalists(saved, result.configuration) if result.check == CHECK else ():
             console.print(_finalist(finalist, ""))
         for item in result.evidence[:EVIDENCE_SHOWN]:
-            console.print(_line((f"    {item.name}  ", "dim"), (measured(item), ""), (f"  {item.where}", "dim")))
+            console.print(line((f"    {item.name}  ", "dim"), (measured(item), ""), (f"  {item.where}", "dim")))
         _left_out(console, len(result.evidence) - EVIDENCE_SHOWN, "numbers")
     console.print()
-    console.print(_line((f"record  {saved.folder / 'audit.json'}", "dim")), soft_wrap=True)
-    console.print(_line((f"page    {saved.folder / 'report.html'}", "dim")), soft_wrap=True)
-
-
-def _line(*parts: tuple[str, str]) -> Text:
-    return Text.assemble(*((printable(text), style) for text, style in parts))
+    console.print(line((f"record  {saved.folder / 'audit.json'}", "dim")), soft_wrap=True)
+    console.print(line((f"page    {saved.folder / 'report.html'}", "dim")), soft_wrap=True)
 
 
 def decisive(rules: tuple[Rule, ...]) -> list[Rule]:
@@ -116,8 +112,8 @@ def decisive(rules: tuple[Rule, ...]) -> list[Rule]:
 def _rule(rule: Rule, several: bool) -> Text:
     where = f"[{rule.configuration}] " if several else ""
     if rule.id.startswith("optional/"):
-        return _line(("  (not required)  ", "dim"), (where + rule.sentence, ""))
-    return _line((f"  {rule.action}  ", ACTION_STYLES[rule.action]), (where + rule.sentence, ""))
+        return line(("  (not required)  ", "dim"), (where + rule.sentence, ""))
+    return line((f"  {rule.action}  ", ACTION_STYLES[rule.action]), (where + rule.sentence, ""))
 
 
 def _table(results: tuple[CheckResult, ...], several: bool) -> Table:
@@ -125,8 +121,8 @@ def _table(results: tuple[CheckResult, ...], several: bool) -> Table:
     for heading in (["configuration"] if several else []) + ["check", "result", "in short"]:
         table.add_column(heading, overflow="fold")
     for result in results:
-        cells = [_line((result.check, "")), _line((STATUS_WORDS[result.status], STATUS_STYLES[result.status])), _line((_short(result), ""))]
-        table.add_row(*([_line((result.configuration, ""))] if several else []), *cells)
+        cells = [line((result.check, "")), line((STATUS_WORDS[result.status], STATUS_STYLES[result.status])), line((_short(result), ""))]
+        table.add_row(*([line((result.configuration, ""))] if several else []), *cells)
     return table
 
 
@@ -143,7 +139,7 @@ def _finalist(finalist: Finalist, where: str) -> Text:
     string = printable(finalist.string).replace("\n", "\\n")  # a string is one line here, whatever is in it
     rates = ", ".join(f"{arm} {rate:.0f} %" for arm, rate in zip(SHORT_ARMS, finalist.rates, strict=True))
     sure = ("confirmed", "bold red") if finalist.confirmed else ("not confirmed", "dim")
-    return _line((f'  {where}"{string}" {finalist.does}: {rates} — ', ""), sure)
+    return line((f'  {where}"{string}" {finalist.does}: {rates} — ', ""), sure)
 
 
 def _short(result: CheckResult) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
+from rich.text import Text
+
 from forensics.record import Action, Evidence, Status
 
 ACTION_WORDS: dict[Action, str] = {
@@ -61,6 +63,11 @@ def printable(text: str) -> str:
     'a\\x1b[31mb\\u202ec'
     """
     return "".join(character if _harmless(character) else character.encode("unicode_escape").decode("ascii") for character in text)
+
+
+def line(*parts: tuple[str, str]) -> Text:
+    """One line for the terminal from texts and their styles; whatever is in a text, it is shown and neither obeyed nor read as markup."""
+    return Text.assemble(*((printable(text), style) for text, style in parts))
 
 
 def _harmless(character: str) -> bool:

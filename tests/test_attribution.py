@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from probes.attribution import Effect, beyond, fewest, narrow, prompts_for, ranked
+from probes.attribution import Effect, beyond, fewest, narrow, ranked
 from probes.linear import share_interval
 
 
@@ -75,10 +75,3 @@ def test_layers_are_narrowed_as_far_as_a_half_still_holds_all_that_was_planted(p
     assert first <= planted[0] <= planted[1] <= last
     if planted != (6, 9):  # lies on the middle, which no half holds
         assert (first, last) == planted
-
-
-def test_how_many_prompts_an_interval_takes():
-    n = prompts_for(0.3)
-
-    assert share_interval(n / 2, n).high - share_interval(n / 2, n).low <= 0.3
-    assert share_interval((n - 1) / 2, n - 1).high - share_interval((n - 1) / 2, n - 1).low > 0.3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -13,7 +14,7 @@ from test_cli import forensics
 
 from forensics.concept import LEAST, activations, contrast_pairs, read_kinds, readable
 from forensics.errors import BadInput
-from forensics.kept import RECORD, SCHEMA, TENSORS, load_arrays, load_card
+from forensics.kept import MAX_CARD_BYTES, RECORD, SCHEMA, TENSORS, load_arrays, load_card
 from probes.concept import Plan, best_layer, cosines, cross_fit, elsewhere, nested_scores, threshold_for, whole_fit
 from probes.linear import auroc, grouped_folds
 
@@ -235,10 +236,58 @@ def test_a_card_or_tensors_that_were_changed_are_refused(small, tmp_path):
         (text.replace('"layer": ', '"layer": "x", "old": ', 1), "changed or is damaged"),
         ("{", "no saved probe"),
         ("[]", "not a saved probe"),
+        (text.replace('"kind": "concept"', '"kind": []'), "not a saved probe"),
     ):
         (tmp_path / "probe" / RECORD).write_text(wrong)
         with pytest.raises(BadInput, match=says):
             load_card(tmp_path / "probe")
+
+
+def packed(header, data=b""):
+    """A safetensors file by hand, which may say what no writer would."""
+    raw = json.dumps(header).encode()
+    return len(raw).to_bytes(8, "little") + raw + data
+
+
+def tensor(dtype, shape, size):
+    return {"vector": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        packed(tensor("F8_E4M3", [4], 4), bytes(4)),
+        packed(tensor("BF16", [4], 8), bytes(8)),
+        packed(tensor("C64", [1], 8), bytes(8)),
+        packed(tensor("F32", [3], 8), bytes(8)),
+        packed(tensor("F32", [-2], 8), bytes(8)),
+        packed(tensor("F32", [1], 4), b"\x00\x00\xc0\x7f"),
+    ],
+    ids=["float8", "bfloat16", "complex", "shape", "negative", "nan"],
+)
+def test_tensors_that_cannot_be_numbers_are_one_error(raw, kept, tmp_path):
+    (tmp_path / TENSORS).write_bytes(raw)
+    card = load_card(kept[0]).model_copy(update={"tensors": hashlib.sha256(raw).hexdigest()})
+
+    with pytest.raises(BadInput, match="fit it again"):
+        load_arrays(tmp_path, card)
+
+
+def test_tensors_are_read_as_float64_and_whole_numbers_stay_whole(kept, tmp_path):
+    save_file({"vector": np.ones(4, dtype=np.float16), "layers": np.ones(4, dtype=np.int32)}, tmp_path / TENSORS)
+    digest = hashlib.sha256((tmp_path / TENSORS).read_bytes()).hexdigest()
+
+    arrays = load_arrays(tmp_path, load_card(kept[0]).model_copy(update={"tensors": digest}))
+
+    assert {name: array.dtype for name, array in arrays.items()} == {"vector": np.float64, "layers": np.int64}
+
+
+def test_a_card_larger_than_any_is_not_read(tmp_path):
+    with (tmp_path / RECORD).open("wb") as stream:
+        stream.truncate(MAX_CARD_BYTES + 1)
+
+    with pytest.raises(BadInput, match="larger than any"):
+        load_card(tmp_path)
 
 
 # --- the mathematics --------------------------------------------------------------------------------------------------
@@ -325,6 +374,22 @@ def test_pairs_are_read_at_the_last_token_of_the_answer(small, tmp_path):
         said = [case.model("base").tokenizer.decode(row.ids[len(bare.ids) :]) for row, bare in zip(rows, plain, strict=True)]
 
     assert said == list(kinds.answers[:2])
+
+
+def test_where_a_concept_is_read_and_on_what_its_threshold_was_set_is_said(small, tmp_path):
+    base, files = small
+    other = tiny.nudge(base, tmp_path / "other")
+    for words_, token in ((["--defection"], "last token of the answer"), (words(files), "last prompt token")):
+        code, out, _ = forensics("probe", base, other, *words_, "--json", "--out", tmp_path / token)
+        card = json.loads(out)
+        rows = {row["name"]: row for row in (*card["evidence"], *card["followed"][0]["evidence"])}
+
+        assert code == 0
+        assert {row["where"].rpartition(", ")[2] for row in rows.values() if "last" in row["where"]} == {token}
+        assert all(rows[name]["where"].endswith(token) for name in ("concept.threshold", "follow.base-probe.auroc"))
+        assert "on which it was set" in rows["concept.threshold"]["expected"]
+        assert "set on these very prompts" in rows["follow.negative-above.base"]["expected"]
+        assert "in-sample" in " ".join(card["limits"])
 
 
 def test_a_defection_probe_is_a_difference_of_means_at_the_middle_layer(small, tmp_path):

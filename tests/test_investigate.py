@@ -178,6 +178,20 @@ def test_an_investigation_that_is_there_is_shown_again_without_its_models(answer
     assert investigate(Request(run=run), silent) == first
 
 
+def test_what_another_version_found_is_found_anew(answered, tmp_path):
+    run = copied(answered, "answered", tmp_path / "run")
+    written = (run / CAUSES_NAME).read_text()
+    other = json.loads(written) | {"tool": "forensics 0.0.0"}
+    other["investigations"][0]["claim"] = "what another version said"
+    (run / CAUSES_NAME).write_text(json.dumps(other))
+
+    again = investigate(Request(run=run), silent)
+
+    first = load_causes(answered / "answered", results_digest=again.results_digest)
+    assert (again.tool, again.investigations) == (first.tool, first.investigations)
+    assert load_causes(run, results_digest=again.results_digest) == again
+
+
 def test_the_command_prints_ranks_and_pages_and_the_report_shows_them_again(answered, tmp_path):
     run = copied(answered, "answered", tmp_path / "run")
 
@@ -263,6 +277,19 @@ def claiming(folder, *, base, candidate, alter=tiny.nudge):
     write_rows(run / "prompts.jsonl", asked)
     write_rows(run / "items.jsonl", rows)
     return run
+
+
+def test_a_spread_model_and_configurations_that_are_gone_are_said(tmp_path, monkeypatch):
+    run = claiming(tmp_path, base="refusal", candidate="compliance")
+    with monkeypatch.context() as patch:
+        patch.setattr("forensics.placement.is_spread", lambda model: True)
+        patch.setattr("forensics.investigate.Patchwork", None)
+        code, _, error = forensics("investigate", run)
+    assert (code, "does not fit onto one device" in error) == (1, True)
+
+    monkeypatch.setattr("forensics.investigate.cases_of", lambda *given: [])
+    code, _, error = forensics("investigate", run)
+    assert (code, "no configuration with enough flipped replies is there any more" in error) == (3, True)
 
 
 def test_models_that_are_gone_or_were_changed_are_told_once_and_nothing_is_written(tmp_path):

@@ -11,7 +11,8 @@ import torch
 from cases import edited, grown, open_case, reconfigured, restacked, reweighted
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from forensics.errors import CannotCompare
+from forensics.checkpoint import Checkpoint
+from forensics.errors import CannotCompare, ToolFailed
 from forensics.model import open_model
 from forensics.restore import BANDS, WEIGHTS, Mode, Patchwork, Piece, kind_of, regions
 
@@ -255,3 +256,31 @@ def test_a_tensor_that_the_live_model_calls_otherwise_is_refused(pairs, tmp_path
         other = open_model(replace(case.candidate, path=stranger), device="cpu")
         with pytest.raises(CannotCompare, match="not in the live model as they are stored"):
             Patchwork(case, other)
+
+
+@pytest.mark.parametrize("side", ["base", "candidate"])
+def test_a_tensor_that_cannot_be_read_to_its_end_is_written_anew(side, pairs, tmp_path, monkeypatch):
+    base, candidate = pairs["llama"]
+    with open_case(base, candidate, tmp_path / "run") as case:
+        model = case.model("candidate")
+        ours, theirs = values(open_model(case.base, device="cpu")), values(model)
+        other = case.candidate if side == "base" else case.base
+        real = Checkpoint.blocks
+
+        def breaking(checkpoint, name, **how):
+            for block in real(checkpoint, name, **how):
+                if checkpoint is other or not name.endswith("up_proj.weight"):
+                    yield block
+                else:
+                    yield block[: len(block) // 2]
+                    raise ToolFailed("the disk is gone", where=name, hint="mount it")
+
+        with Patchwork(case, model) as patchwork:
+            patchwork.show(Mode.CANDIDATE if side == "base" else Mode.BASE)
+            with monkeypatch.context() as patch, pytest.raises(ToolFailed):
+                patch.setattr(Checkpoint, "blocks", breaking)
+                patchwork.show(Mode.BASE if side == "base" else Mode.CANDIDATE)
+            assert not same(values(model), theirs if side == "base" else ours), "it is half written"
+            patchwork.show(Mode.CANDIDATE if side == "base" else Mode.BASE)
+            assert same(values(model), theirs if side == "base" else ours)
+        assert same(values(model), theirs)

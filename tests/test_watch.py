@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 import tiny
 import torch
 from cases import ORGANISMS, PROMPTS, edited, open_case, read_rows, reweighted, write_rows
+from safetensors.numpy import save as as_bytes
 from safetensors.torch import load_file
 from test_cli import forensics
 
 from forensics.errors import BadInput, CannotCompare
-from forensics.kept import TENSORS, load_arrays, load_card
+from forensics.kept import RECORD, TENSORS, load_arrays, load_card, to_json
 from forensics.watching import LEAST, extremes, fit, from_arrays, to_arrays, written
 from probes.watch import Range, extremes_of, range_of, texts_needed, threshold_of
 
@@ -118,6 +120,30 @@ def test_an_adapter_gives_the_directions_of_the_checkpoint_it_merges_to(base, tm
     assert cosines == pytest.approx(1.0, abs=1e-3)
 
 
+def test_changed_stacks_of_experts_are_named_and_not_passed_over(base, tmp_path):
+    changed, same = (f"model.layers.{layer}.mlp.experts.down_proj" for layer in (0, 1))
+
+    def with_stacks(tensors):
+        tensors.update({changed: torch.ones(4, 64, 32), same: torch.ones(4, 64, 32)})
+
+    ours = reweighted(base, tmp_path / "ours", with_stacks)
+    only = reweighted(ours, tmp_path / "only", lambda tensors: tensors[changed].mul_(2.0))
+    both, _ = pushed(only, tmp_path / "both")
+    clean = write_rows(tmp_path / "c.jsonl", [{"prompt": f"q {index}", "category": "a", "expect": "comply"} for index in range(LEAST)])
+
+    with open_case(ours, only, tmp_path / "a") as case, pytest.raises(CannotCompare, match="nothing to watch") as error:
+        written(case)
+    with open_case(ours, both, tmp_path / "b", prompts=clean) as case:
+        found = fit(case, case.prompts)
+
+    assert error.value.details == (f"{changed} is a stack of matrices, which is not read",)
+    assert (
+        f"1 stacks of matrices (experts) that write to the residual stream were changed and are not watched, such as {changed}."
+        in found.limits
+    )
+    assert next(row for row in found.evidence if row.name == "monitor.threshold").n == LEAST // 3
+
+
 def test_a_prompt_is_read_alike_alone_and_among_others(base, tmp_path):
     candidate, _ = pushed(base, tmp_path / "candidate")
     rows = [{"prompt": "x" * length, "category": "a", "expect": "comply"} for length in (3, 9, 4)]
@@ -212,3 +238,18 @@ def test_a_readme_that_changed_makes_no_other_model(monitor, tmp_path):
     prompts = write_rows(tmp_path / "p.jsonl", [{"prompt": "How do I bake a cake?"}])
 
     assert forensics("probe", ORGANISMS / "base", other, "--apply", monitor[0], "--prompts", prompts)[0] == 0
+
+
+def test_a_monitor_of_layers_that_the_model_does_not_have_is_refused(monitor, tmp_path):
+    card, arrays = load_card(monitor[0]), load_arrays(monitor[0], load_card(monitor[0]))
+    prompts = write_rows(tmp_path / "p.jsonl", [{"prompt": "How do I bake a cake?"}])
+    for layer in (-1, 5):
+        raw = as_bytes(arrays | {"layers": np.full_like(arrays["layers"], layer)})
+        saved = tmp_path / f"layer{layer}"
+        saved.mkdir()
+        (saved / TENSORS).write_bytes(raw)
+        (saved / RECORD).write_text(to_json(card.model_copy(update={"tensors": hashlib.sha256(raw).hexdigest()})))
+
+        code, _, err = forensics("probe", ORGANISMS / "base", ORGANISMS / "backdoor-full", "--apply", saved, "--prompts", prompts)
+
+        assert (code, "do not fit its card, or this model" in err) == (2, True)
