@@ -242,4 +242,4 @@ def test_the_places_of_an_organism_reach_from_the_question_into_the_reply(tmp_pa
     assert arrays["map_distance_harmful"][0].max() == 0.0  # the adapter leaves the embedding alone
     assert found.find("drift.kl.first.base-candidate.harmful").value > 10 * found.find("drift.kl.first.base-candidate.harmless").value
     assert arrays["explained_harmful"][-1] > arrays["explained_rare_harmful"][-1]
-    assert found.find("drift.category.drugs").n == 6
+    assert found.find("drift.category.harmful.drugs").n == 6

@@ -99,6 +99,10 @@ def test_prompts_longer_than_the_context_are_left_out_and_too_few_others_inconcl
     most = looked(drift, base, candidate, tmp_path / "most", write_rows(tmp_path / "most.jsonl", rows(3)))
 
     assert (some.status, some.find("drift.maximum.harmful").n) == (Status.NO_FINDING, 4)
+    assert [limit for limit in some.limits if "2 of 6 harmful prompts were left out: they do not fit the context" in limit]
+    names = [row.name for row in some.evidence]
+    assert {"drift.category.harmful.x", "drift.category.harmless.x"} <= set(names)
+    assert len(names) == len(set(names)), "one category stands in both kinds"
     assert most.status is Status.INCONCLUSIVE
     assert "at least 4 are needed that both models can read" in most.reason
 

@@ -7,7 +7,7 @@ Reads: The residual stream entering every block and leaving the last one (`block
     last three of the question and the first four of the base's own reply, up to 24. Next tokens after those 24 and along 12 of the
     base's replies. Where layers were added, taken out or moved, each of the candidate's is held against the one it stands for.
 Reports: For harmful and harmless prompts `drift.maximum`, `drift.last-layer`, `drift.onset` (distance relative to the base's
-    activations), cosine, and debiased linear CKA, which ignores rotation and scale; `drift.category.<name>`; `drift.place.maximum`;
+    activations), cosine, and debiased linear CKA, which ignores rotation and scale; `drift.category.<kind>.<name>`; `drift.place.maximum`;
     `drift.kl.first` and `drift.kl.reply`, KL both ways in nats, the direction in the name; `drift.explained`, the share of the mean
     difference that 8 directions of the change of the writing matrices hold. A change is `parted`, severity info: by itself it is
     neither good nor bad. Curves and maps are in arrays/activations.drift.npz.
@@ -296,6 +296,12 @@ def _limits(seen: Seen) -> list[str]:
             f"On {kind} prompts {' and '.join(gaps)} were left out: no prompt's activation there differs from zero on both sides, and to "
             "zeros there is no relative distance and no cosine."
         )
+    left = seen.curves.asked - seen.curves.n
+    if left:
+        found.append(
+            f"{left} of {seen.curves.asked} {kind} prompts were left out: they do not fit the context of both models, or one of them cannot be "
+            "given them at all."
+        )
     if seen.map is None:
         found.append(f"Drift on {kind} prompts was read at the last token only: the two sides do not end prompts in the same tokens.")
     if seen.speech is None or not seen.speech.number.size:
@@ -365,7 +371,7 @@ def _further(seen: Seen) -> list[Evidence]:
     largest = curves.largest
     rows = [
         Evidence(
-            name=f"drift.category.{name}", value=float(distance[largest]), unit=unit, n=n,
+            name=f"drift.category.{kind}.{name}", value=float(distance[largest]), unit=unit, n=n,
             where=f"{site_name(largest, blocks)}, last prompt token, {kind} prompts of {name}", expected=f"{curves.distance[largest]:.3g} over all",
         )
         for name, (distance, held, n) in sorted(curves.categories.items())
