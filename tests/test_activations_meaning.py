@@ -70,6 +70,7 @@ def test_what_everything_is_shifted_towards_is_named_first_and_a_random_shift_na
     assert found.find("meaning.token.01").where.startswith(repr(LETTER))
     assert found.find("meaning.constancy").value > 0.9 and found.find("meaning.halves").value > 0.9
     assert found.find("meaning.controls-above").value == 0
+    assert "about 1 in 3 where the places read together share one direction, up to all" in found.find("meaning.controls-above").expected
     places = arrays["place"][arrays["place"] > 0]
     assert sorted(places) == list(range(1, len(places) + 1)) and (np.diff(arrays["score"]) <= 0).all()
     assert not arrays["place"][256:].any()  # the special tokens are no text
