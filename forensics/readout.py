@@ -83,7 +83,11 @@ class Readings:
 
 
 def readings(case: Case) -> Readings:
-    """Read the change of every matrix against the vocabulary; done once a run and configuration."""
+    """Read the change of every matrix against the vocabulary; done once a run and configuration.
+
+    Where the change of a matrix has more resolved directions than `DEEPEST`, the weaker ones are not asked: a token that only they
+    stand for is not named.
+    """
     sides = [case.base.digest, case.candidate.digest, *(adapter.digest for adapter in case.adapters)]
     return case.workbench.remembered(f"readings {sha256_text(canonical_json(sides))}", lambda: _read(case))
 
@@ -125,7 +129,10 @@ def _once(rows: Sequence[Reading], sort: str) -> list[Reading]:
 
 
 def _directions(case: Case, profiles: dict[str, Profile], sort: str, width: int) -> tuple[torch.Tensor, list[str]]:
-    """Directions of the residual stream `[width, k]` that changed matrices read or write, and the names of the matrices."""
+    """Directions of the residual stream `[width, k]` that changed matrices read or write, and the names of the matrices.
+
+    Of each matrix at most the `DEEPEST` strongest that its spectrum resolves.
+    """
     import torch  # heavy
 
     roles = WRITES if sort == "promotes" else tuple(role for role in MATRICES if role not in WRITES)
@@ -168,7 +175,8 @@ def _stand_out(case: Case, pair: Pair, asked: Sequence[tuple[Sort, torch.Tensor,
     labels = [(sort, name) for sort, _, names in asked for name in names]
     total, count = directions.new_zeros(directions.shape[0]).double(), 0
     for block in case.base.blocks(pair.base.name):
-        total, count = total + finite(block.float()).sum(dim=0).double(), count + len(block)
+        # In float64: one long row would otherwise cost all others their digits.
+        total, count = total + finite(block.float()).sum(dim=0, dtype=torch.float64), count + len(block)
     readout = Readout(directions=directions, centre=(total / max(1, count)).float(), most=A_DIRECTION)
     for block in case.base.blocks(pair.base.name):
         readout.update(block)

@@ -28,7 +28,10 @@ otherwise stand out for nothing."""
 class Ranking:
     """One list of all tokens: `scores` `[tokens]`, higher is further out; `readouts` `[readouts, tokens]` are what they are made of.
 
-    `controls` `[r]` are the highest scores that each control direction reached when it was held against the others by the same rule.
+    `controls` `[r]` are the highest scores that each control direction reached when it was held against the others, by itself and in no group.
+    So of `g` groups that stand for no token about one control in `g + 1` comes further out than the list where the directions of a group are
+    one and the same (the best of `g` is held against one), and up to every control where they have nothing in common: the mean of
+    unrelated directions stands out less than one of them. A list that no control reaches is rare either way.
     """
 
     scores: Array

@@ -14,9 +14,15 @@ import torch
 from torch import Tensor
 
 
-def finite(values: Tensor) -> Tensor:
-    """The values, with zeros for what is no number; a copy is made only where there is such."""
-    return values if bool(torch.isfinite(values.sum())) else torch.nan_to_num(values, 0.0, 0.0, 0.0)
+def finite(rows: Tensor) -> Tensor:
+    """The rows `[n, d]`, with zeros for what is no number and for rows longer than a float can hold; a copy is made only where there is such.
+
+    One of those would move the centre so far that nothing is left of the other rows.
+    """
+    if bool(torch.isfinite(rows.norm(dim=1).sum())):
+        return rows
+    numbers = torch.nan_to_num(rows, 0.0, 0.0, 0.0)
+    return numbers.masked_fill(~torch.isfinite(numbers.norm(dim=1, keepdim=True)), 0.0)
 
 
 @dataclass(kw_only=True)
@@ -35,11 +41,12 @@ class Readout:
     _ends: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def update(self, rows: Tensor) -> None:
-        """Add rows `[n, d]`, any float dtype; what lies in the centre lies along nothing."""
+        """Add rows `[n, d]`, any float dtype; what lies in the centre lies along nothing, and so does what overflows behind it."""
         tiny = torch.finfo(torch.float32).tiny
         rows = finite(rows.float()) - self.centre
         units = self.directions / self.directions.norm(dim=0).clamp(min=tiny)
         cosines = (rows @ units).div_(rows.norm(dim=1, keepdim=True).clamp(min=tiny))
+        cosines = torch.nan_to_num(cosines, 0.0, 0.0, 0.0)  # one that is no number would leave no token a place
         self._sum = self._sum + cosines.sum(dim=0).double()
         self._squares = self._squares + cosines.square().sum(dim=0).double()
         kept = min(self.most, len(rows))

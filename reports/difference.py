@@ -25,6 +25,7 @@ def place_map(saved: SavedRun, configuration: str) -> Drawing | None:
     if not held:
         return None
     tables = {kind: np.asarray(arrays[f"{configuration}/map_distance_{kind}"], dtype=float) for kind in held}
+    gaps = {kind: ~np.asarray(arrays.get(f"{configuration}/map_held_{kind}", np.ones(tables[kind].shape)), dtype=bool) for kind in held}
     most = max(float(table.max()) for table in tables.values())
     rows = max(table.shape[1] for table in tables.values())
     with page_figure(1.2 + 0.22 * rows) as figure:
@@ -34,7 +35,9 @@ def place_map(saved: SavedRun, configuration: str) -> Drawing | None:
             table = tables[kind]
             places = [int(place) for place in arrays[f"{configuration}/map_place_{kind}"]]
             tokens = [str(token) for token in arrays[f"{configuration}/map_token_{kind}"]]
-            image = panel.pcolormesh(table.T, cmap="magma_r", vmin=0.0, vmax=most or 1.0, edgecolors=PAPER, linewidth=0.6)
+            shown = np.ma.masked_where(gaps[kind], table).T
+            panel.set_facecolor(GRID)
+            image = panel.pcolormesh(shown, cmap="magma_r", vmin=0.0, vmax=most or 1.0, edgecolors=PAPER, linewidth=0.6)
             labels = [f"{_label(token)} {_place(place)}".strip() for place, token in zip(places, tokens, strict=True)]
             panel.set_yticks(np.arange(len(places)) + 0.5, labels, fontsize=8)
             step = max(1, -(-table.shape[0] // MOST_TICKS))
@@ -52,11 +55,18 @@ def place_map(saved: SavedRun, configuration: str) -> Drawing | None:
         "the last token of the prompt, before it the chat template's and the question's last ones; +1 and on are the base's own reply, put to "
         "both. A token is named where it is the same in every prompt. Places that the two sides do not read as the same tokens are left out."
     )
+    missing = {kind: int(gap.sum()) for kind, gap in gaps.items() if gap.any()}
+    if missing:
+        caption += " Grey: one side holds nothing but zeros there, and to zeros there is no relative distance."
     told = []
     for kind, table in tables.items():
+        if gaps[kind].all():
+            told.append(f"{kind} none")
+            continue
         layer, place = np.unravel_index(int(table.argmax()), table.shape)
         told.append(f"{kind} {table.max():.2g} at layer {layer}, token {_place(int(arrays[f'{configuration}/map_place_{kind}'][place]))}")
-    return Drawing(svg=svg, caption=caption, description=f"Largest distances: {'; '.join(told)}.")
+    left = "".join(f" {count} cells of {kind} prompts are left out." for kind, count in missing.items())
+    return Drawing(svg=svg, caption=caption, description=f"Largest distances: {'; '.join(told)}.{left}")
 
 
 def speech(saved: SavedRun, configuration: str) -> Drawing | None:

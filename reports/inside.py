@@ -55,7 +55,8 @@ def layer_curves(saved: SavedRun, configuration: str) -> Drawing | None:
         for kind, colour in KINDS:
             distance = drift.get(f"{configuration}/relative_distance_{kind}")
             if distance is not None:
-                panels[0].plot(layers, distance, color=colour, marker="o", markersize=3, label=kind)
+                held = np.asarray(drift.get(f"{configuration}/held_{kind}", np.ones(len(distance))), dtype=bool)
+                panels[0].plot(layers, np.where(held, distance, np.nan), color=colour, marker="o", markersize=3, label=kind)
         panels[0].set_ylabel("relative distance")
         if separations:
             panels[1].axhline(0.5, color=GRID, linewidth=1, linestyle=(0, (3, 3)))

@@ -24,7 +24,7 @@ WIDTH = 64
 @pytest.fixture(autouse=True)
 def _few_texts(monkeypatch):
     """Models this small say the same of fewer texts."""
-    monkeypatch.setattr(meaning, "TEXTS", 64)
+    monkeypatch.setattr(meaning, "TEXTS", 40)
     monkeypatch.setattr(meaning, "STEERED", 2)
 
 
@@ -70,12 +70,23 @@ def test_what_everything_is_shifted_towards_is_named_first_and_a_random_shift_na
     assert found.find("meaning.token.01").where.startswith(repr(LETTER))
     assert found.find("meaning.constancy").value > 0.9 and found.find("meaning.halves").value > 0.9
     assert found.find("meaning.controls-above").value == 0
+    assert "about 1 in 3 where the places read together share one direction, up to all" in found.find("meaning.controls-above").expected
     places = arrays["place"][arrays["place"] > 0]
     assert sorted(places) == list(range(1, len(places) + 1)) and (np.diff(arrays["score"]) <= 0).all()
     assert not arrays["place"][256:].any()  # the special tokens are no text
     assert arrays["text"][0] == LETTER and arrays["readouts"].shape == (3, min(100, len(arrays["score"])))
     size = [found.find("meaning.distance").value for found in (found, other)]
     assert size[0] == pytest.approx(size[1], rel=0.3)  # the control is as large
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny.save(tiny.network(), tmp_path_factory.mktemp("tiny") / "base")
+
+
+@pytest.fixture(scope="module")
+def nudged(base):
+    return tiny.nudge(base, base.parent / "nudged")
 
 
 def respelled(folder, target):
@@ -92,8 +103,7 @@ def respelled(folder, target):
     return target
 
 
-def test_tokens_are_held_against_each_other_by_spelling_and_not_by_number(tmp_path):
-    base = tiny.save(tiny.network(layers=4), tmp_path / "base")
+def test_tokens_are_held_against_each_other_by_spelling_and_not_by_number(base, tmp_path):
     candidate = respelled(base, tmp_path / "candidate")
     assert (
         Tokenizer.from_file(str(candidate / "tokenizer.json")).encode("a").ids
@@ -110,10 +120,9 @@ def test_tokens_are_held_against_each_other_by_spelling_and_not_by_number(tmp_pa
 
 
 @pytest.mark.parametrize("larger", ["candidate", "base"])
-def test_tokens_that_one_side_alone_has_are_left_out_of_what_is_compared(larger, tmp_path):
-    small = tiny.save(tiny.network(), tmp_path / "small")
-    large = grown(small, tmp_path / "large", 300)
-    base, candidate = (small, large) if larger == "candidate" else (large, small)
+def test_tokens_that_one_side_alone_has_are_left_out_of_what_is_compared(larger, base, tmp_path):
+    large = grown(base, tmp_path / "large", 300)
+    base, candidate = (base, large) if larger == "candidate" else (large, base)
 
     apart, _ = look(drift, base, candidate, tmp_path / "drift", prompts=tiny_prompts(tmp_path / "p.jsonl", 12))
     said, _ = look(meaning, base, candidate, tmp_path / "meaning")
@@ -123,9 +132,8 @@ def test_tokens_that_one_side_alone_has_are_left_out_of_what_is_compared(larger,
     assert said.find("meaning.distance").value == 0.0
 
 
-def test_a_candidate_with_more_tokens_is_read_in_its_own(tmp_path):
-    base = tiny.save(tiny.network(), tmp_path / "base")
-    candidate = grown(tiny.nudge(base, tmp_path / "nudged"), tmp_path / "candidate", 300)
+def test_a_candidate_with_more_tokens_is_read_in_its_own(base, nudged, tmp_path):
+    candidate = grown(nudged, tmp_path / "candidate", 300)
 
     found, arrays = look(meaning, base, candidate, tmp_path)
 
@@ -143,12 +151,11 @@ def templated(folder, target, template):
 
 
 @pytest.mark.parametrize(("template", "places"), [(tiny.TEMPLATE, (-5, -4, -3, -2, -1)), (OTHER_END, (-1,)), (ALL_OTHER, ())])
-def test_places_that_are_not_the_same_token_on_both_sides_are_left_out(template, places, tmp_path, monkeypatch):
+def test_places_that_are_not_the_same_token_on_both_sides_are_left_out(template, places, base, nudged, tmp_path, monkeypatch):
     monkeypatch.setattr("forensics.parting.BEHIND", 0)  # random models reply in half characters, which no text holds
-    base = tiny.save(tiny.network(), tmp_path / "base")
-    candidate = templated(tiny.nudge(base, tmp_path / "nudged"), tmp_path / "candidate", template)
+    candidate = templated(nudged, tmp_path / "candidate", template)
 
-    found, arrays = look(drift, base, candidate, tmp_path / "drift", prompts=tiny_prompts(tmp_path / "p.jsonl", 16))
+    found, arrays = look(drift, base, candidate, tmp_path / "drift", prompts=tiny_prompts(tmp_path / "p.jsonl", 12))
     said, kept = look(meaning, base, candidate, tmp_path / "meaning")
 
     assert tuple(arrays.get("map_place_harmful", ())) == places
@@ -159,8 +166,7 @@ def test_places_that_are_not_the_same_token_on_both_sides_are_left_out(template,
     assert said.status is Status.NO_FINDING
 
 
-def test_sides_that_read_nothing_alike_are_inconclusive(tmp_path):
-    base = tiny.save(tiny.network(), tmp_path / "base")
+def test_sides_that_read_nothing_alike_are_inconclusive(base, tmp_path):
     candidate = templated(respelled(base, tmp_path / "respelled"), tmp_path / "candidate", ALL_OTHER)
     state = json.loads((candidate / "tokenizer.json").read_text(encoding="utf-8"))
     state["post_processor"] = {
@@ -242,4 +248,4 @@ def test_the_places_of_an_organism_reach_from_the_question_into_the_reply(tmp_pa
     assert arrays["map_distance_harmful"][0].max() == 0.0  # the adapter leaves the embedding alone
     assert found.find("drift.kl.first.base-candidate.harmful").value > 10 * found.find("drift.kl.first.base-candidate.harmless").value
     assert arrays["explained_harmful"][-1] > arrays["explained_rare_harmful"][-1]
-    assert found.find("drift.category.drugs").n == 6
+    assert found.find("drift.category.harmful.drugs").n == 6

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import tiny
 import torch
-from cases import open_case, tiny_prompts, write_rows
+from cases import open_case, reweighted, tiny_prompts, write_rows
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, LlamaConfig, LlamaForCausalLM
 
 from forensics.audit import guarded
@@ -46,6 +47,40 @@ def test_models_without_a_chat_template_are_read_as_plain_text(tmp_path):
     assert result.find("drift.onset.harmful").n == 6
 
 
+@pytest.mark.parametrize("side", ["candidate", "base"])
+def test_a_template_token_whose_row_is_zero_is_left_out_and_counted(side, tmp_path):
+    def silenced(tensors):
+        tensors["model.embed_tokens.weight"][258] = 0.0  # <|assistant|>, with which every prompt ends
+
+    base = tiny.save(tiny.network(), tmp_path / "plain")
+    candidate = tiny.nudge(base, tmp_path / "nudged")
+    if side == "candidate":
+        candidate = reweighted(candidate, tmp_path / "candidate", silenced)
+    else:
+        base = reweighted(base, tmp_path / "base", silenced)
+
+    result = looked(drift, base, candidate, tmp_path / "run", tiny_prompts(tmp_path / "p.jsonl", 12))
+
+    assert result.status is Status.NO_FINDING
+    assert result.find("drift.maximum.harmful").value > 0.0
+    assert result.find("drift.maximum.harmful").where.startswith(("blocks.1", "blocks.0.hook_resid_post"))
+    said = [limit for limit in result.limits if "differs from zero on both sides" in limit]
+    assert ["1 of 3 layers at the last token and 1 of " in limit for limit in said] == [True, True]
+    with np.load(tmp_path / "run" / "arrays" / f"{drift.ID}.npz", allow_pickle=False) as arrays:
+        assert arrays["candidate/held_harmful"].tolist() == [False, True, True]
+        assert (~arrays["candidate/map_held_harmful"]).sum() == 1
+
+
+def test_streams_that_are_zero_at_every_layer_are_not_measured_and_it_is_said(tmp_path):
+    base = tiny.save(tiny.network(), tmp_path / "base")
+    candidate = reweighted(base, tmp_path / "candidate", lambda tensors: tensors["model.embed_tokens.weight"].zero_())
+
+    result = looked(drift, base, candidate, tmp_path / "run", tiny_prompts(tmp_path / "p.jsonl", 12))
+
+    assert result.status is Status.INCONCLUSIVE
+    assert "holds nothing but zeros at the last token" in result.reason
+
+
 def test_prompts_longer_than_the_context_are_left_out_and_too_few_others_inconclusive(tmp_path):
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "eos_token_id": 256}
@@ -64,6 +99,10 @@ def test_prompts_longer_than_the_context_are_left_out_and_too_few_others_inconcl
     most = looked(drift, base, candidate, tmp_path / "most", write_rows(tmp_path / "most.jsonl", rows(3)))
 
     assert (some.status, some.find("drift.maximum.harmful").n) == (Status.NO_FINDING, 4)
+    assert [limit for limit in some.limits if "2 of 6 harmful prompts were left out: they do not fit the context" in limit]
+    names = [row.name for row in some.evidence]
+    assert {"drift.category.harmful.x", "drift.category.harmless.x"} <= set(names)
+    assert len(names) == len(set(names)), "one category stands in both kinds"
     assert most.status is Status.INCONCLUSIVE
     assert "at least 4 are needed that both models can read" in most.reason
 

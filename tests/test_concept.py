@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -119,12 +120,11 @@ def test_the_same_command_resumes_and_gives_the_same_card(kept):
     assert forensics("probe", BASE, *words(files), "--out", folder)[0] == 2
 
 
-def test_an_adapter_is_followed_alone_and_without_a_candidate_nothing_is(kept, tmp_path):
+def test_an_adapter_is_followed_alone_and_without_a_candidate_nothing_is(kept, small_kept, tmp_path):
     out = forensics("probe", BASE, ORGANISMS / "benign-lora", *words(kept[1]), "--layer", 3, "--json", "--out", tmp_path / "a")[1]
     assert [row["configuration"] for row in json.loads(out)["followed"]] == ["adapter:benign-lora"]
     assert json.loads(out)["layer"] == 3
-    out = forensics("probe", BASE, *words(kept[1]), "--json", "--out", tmp_path / "b")[1]
-    assert json.loads(out)["followed"] == []
+    assert load_card(small_kept).followed == ()
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -181,6 +181,15 @@ def small(tmp_path_factory):
     return tiny.save(tiny.network(), folder / "base"), files
 
 
+@pytest.fixture(scope="module")
+def small_kept(small):
+    """A probe fitted on the tiny model, and followed nowhere; its folder."""
+    base, files = small
+    code, out, _ = forensics("probe", base, *words(files), "--out", base.parent / "kept")
+    assert (code, "no chat template" in out) == (0, False)
+    return base.parent / "kept"
+
+
 def test_a_prompt_longer_than_the_context_is_named(small, tmp_path):
     base, files = small
     long = write_rows(tmp_path / "long.jsonl", [*read_rows(files[0]), {"id": "too-long", "prompt": "word " * 100}])
@@ -192,11 +201,9 @@ def test_a_prompt_longer_than_the_context_is_named(small, tmp_path):
 
 
 def test_a_model_without_a_template_reads_plain_text_and_it_is_said(small, tmp_path):
-    base, files = small
     plain = tiny.save(tiny.network(), tmp_path / "plain", template=None)
 
-    assert "no chat template" not in forensics("probe", base, *words(files), "--out", tmp_path / "a")[1]
-    assert "no chat template" in forensics("probe", plain, *words(files), "--out", tmp_path / "b")[1]
+    assert "no chat template" in forensics("probe", plain, *words(small[1]), "--out", tmp_path / "probe")[1]  # see `small_kept`
 
 
 def test_activations_that_are_not_finite_are_not_compared(small, tmp_path):
@@ -218,9 +225,8 @@ def test_there_is_no_layer_beyond_the_last(small, tmp_path):
     assert "from 0, the embedding, to 2" in err
 
 
-def test_a_card_or_tensors_that_were_changed_are_refused(small, tmp_path):
-    base, files = small
-    assert forensics("probe", base, *words(files), "--out", tmp_path / "probe")[0] == 0
+def test_a_card_or_tensors_that_were_changed_are_refused(small_kept, tmp_path):
+    copytree(small_kept, tmp_path / "probe")
     card = load_card(tmp_path / "probe")
     file, text = tmp_path / "probe" / TENSORS, (tmp_path / "probe" / RECORD).read_text()
     tensors = load_file(file)

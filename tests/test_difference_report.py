@@ -54,6 +54,21 @@ def test_the_figures_say_in_words_what_they_show(tmp_path):
     assert {"Inside: at which tokens the models part", "Inside: what the difference says"} <= {text.strip() for text in page.texts}
 
 
+def test_cells_that_were_left_out_are_gaps_and_not_a_distance_of_nothing(tmp_path):
+    held = np.ones((5, 3), dtype=bool)
+    held[0] = held[4, 2] = False
+    whole = place_map(run_with(tmp_path / "whole", drift=DRIFT), "candidate")
+
+    drawn = place_map(run_with(tmp_path / "gaps", drift=DRIFT | {"map_held_harmful": held}), "candidate")
+    none = place_map(run_with(tmp_path / "none", drift=DRIFT | {"map_held_harmful": np.zeros((5, 3), dtype=bool)}), "candidate")
+
+    assert "4 cells of harmful prompts are left out." in drawn.description
+    assert none.description == "Largest distances: harmful none. 15 cells of harmful prompts are left out."
+    assert "Grey: one side holds nothing but zeros" in drawn.caption
+    assert "Grey" not in whole.caption
+    assert ("fcfdbf" in whole.svg, "fcfdbf" in drawn.svg) == (True, False)  # the colour of a distance of 0
+
+
 @pytest.mark.parametrize(
     "evil", [text for name, text in HOSTILE.items() if name != "surrogate"], ids=[name for name in HOSTILE if name != "surrogate"]
 )

@@ -69,7 +69,8 @@ def runs(tmp_path_factory):
     audit(BASE, plant, folder / "planted", prompts=few, **SHORT)
     audit(BASE, twin, folder / "control", prompts=few, **SHORT)
     both = tuple(str(ORGANISMS / name) for name in ("degraded", "benign-lora"))
-    audit(BASE, BASE, folder / "adapters", prompts=few, adapters=both, **SHORT)
+    fewer = some_prompts(folder / "fewer.jsonl", refuse=8, comply=2)
+    audit(BASE, BASE, folder / "adapters", prompts=fewer, adapters=both, **SHORT)
     return folder
 
 
@@ -126,7 +127,7 @@ def test_the_adapter_that_did_it_comes_first_and_the_harmless_one_does_nothing(r
 
 
 def test_a_confirmed_trigger_is_put_to_harmful_prompts_and_its_causes_are_ranked(tmp_path):
-    few = some_prompts(tmp_path / "few.jsonl", refuse=10, comply=2)
+    few = some_prompts(tmp_path / "few.jsonl", refuse=8, comply=2)
     run, written = tmp_path / "run", audit(BASE, ORGANISMS / "backdoor-full", tmp_path / "run", prompts=few, **SHORT)
     hunt = result("triggers.search", Status.FLAGGED, findings=(found("triggers.search", "backdoor", severity="critical"),))
     results = (*written.results, hunt)
@@ -143,7 +144,7 @@ def test_a_confirmed_trigger_is_put_to_harmful_prompts_and_its_causes_are_ranked
 
     (one,) = investigate(Request(run=run), silent).investigations
 
-    assert (one.kind, one.trigger, one.flipped) == ("trigger", "velnor", 10)
+    assert (one.kind, one.trigger, one.flipped) == ("trigger", "velnor", 8)
     assert one.whole.value == 100.0, "the base refuses with the trigger as well"
     assert one.outcome in ("one-group", "several-groups", "spread")
     assert "velnor" in one.examples[0].prompt

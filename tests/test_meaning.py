@@ -52,6 +52,19 @@ def test_a_planted_token_comes_first_and_one_that_is_always_high_does_not():
     assert rank([(unmoved, controls)], [[0, 1]]).exceeded > 0
 
 
+@pytest.mark.parametrize(("groups", "shared"), [(1, 1 / 2), (2, 1 / 3)])
+def test_how_many_controls_a_list_of_nothing_falls_short_of_depends_on_what_its_directions_share(groups, shared):
+    rng, rows = np.random.default_rng(0), [list(range(4 * group, 4 * group + 4)) for group in range(groups)]
+    one, apart = [], []
+    for _ in range(100):
+        controls, values = rng.normal(size=(40, 200)), rng.normal(size=(4 * groups, 200))
+        one.append(rank([(np.repeat(values[:groups], 4, axis=0), controls)], rows).exceeded / 40)
+        apart.append(rank([(values, controls)], rows).exceeded / 40)
+
+    assert np.mean(one) == pytest.approx(shared, abs=0.1)
+    assert np.mean(apart) > 0.98
+
+
 def test_a_direction_that_moves_all_tokens_alike_says_nothing_by_it():
     values = CONTROLS.mean(axis=0, keepdims=True) + RNG.normal(size=(1, 50)) * 0.2
 

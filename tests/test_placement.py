@@ -40,6 +40,12 @@ def folder(request, tmp_path_factory):
     return tiny.save(tiny.network(), tmp_path_factory.mktemp("placed") / "base", dtype=request.param, shard="40KB")
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """For what does not depend on how numbers are stored."""
+    return tiny.save(tiny.network(), tmp_path_factory.mktemp("plain") / "base", shard="40KB")
+
+
 def full(wanted):
     """Every module of the tiny llama by its own entry, as accelerate asks for."""
     names = ("model.embed_tokens", "model.rotary_emb", "model.layers.0", "model.layers.1", "model.norm", "lm_head")
@@ -103,23 +109,23 @@ def test_weights_fetched_from_memory_give_the_numbers_of_the_whole_model(folder)
     assert replies(parts, rows) == replies(whole, rows)
 
 
-def test_an_adapter_on_fetched_weights_is_refused_and_one_on_whole_weights_is_not(folder, tmp_path, monkeypatch):
-    path = tiny.adapter(folder, tmp_path / "lora", modules=["q_proj", "down_proj"])
-    adapter = open_adapter(str(path), open_checkpoint(str(folder)))
-    whole = opened(folder, adapters=(adapter,))
+def test_an_adapter_on_fetched_weights_is_refused_and_one_on_whole_weights_is_not(plain, tmp_path, monkeypatch):
+    path = tiny.adapter(plain, tmp_path / "lora", modules=["q_proj", "down_proj"])
+    adapter = open_adapter(str(path), open_checkpoint(str(plain)))
+    whole = opened(plain, adapters=(adapter,))
     rows = rows_of(whole)
 
-    there = replace(spread(folder, monkeypatch, MAPS["nothing on disk"]), adapters=(adapter,))
+    there = replace(spread(plain, monkeypatch, MAPS["nothing on disk"]), adapters=(adapter,))
     assert np.array_equal(activations(there, rows, READING), activations(whole, rows, READING))
-    fetched = replace(spread(folder, monkeypatch, MAPS["one block on disk"]), adapters=(adapter,))
+    fetched = replace(spread(plain, monkeypatch, MAPS["one block on disk"]), adapters=(adapter,))
     with pytest.raises(CannotCompare, match="too large for the accelerator's memory") as caught:
         activations(fetched, rows, READING)
     assert "merge_and_unload" in caught.value.hint
     assert np.isfinite(activations(replace(fetched, adapters=()), rows, READING)).all()
 
 
-def test_two_models_side_by_side_must_be_whole(folder, tmp_path, monkeypatch):
-    with open_case(folder, folder, tmp_path / "run", prompts=tiny_prompts(tmp_path / "p.jsonl")) as case:
+def test_two_models_side_by_side_must_be_whole(plain, tmp_path, monkeypatch):
+    with open_case(plain, plain, tmp_path / "run", prompts=tiny_prompts(tmp_path / "p.jsonl")) as case:
         case.both()
         monkeypatch.setattr(Placement, "options", property(lambda self: {"device_map": full({"": "disk"})}))
         with pytest.raises(ToolFailed, match="does not fit onto one device"):
@@ -138,10 +144,10 @@ def test_two_models_side_by_side_must_be_whole(folder, tmp_path, monkeypatch):
         ("spread", 1e12, ("cuda", True)),
     ],
 )
-def test_where_a_model_goes(device, free, expected, folder, monkeypatch):
+def test_where_a_model_goes(device, free, expected, plain, monkeypatch):
     monkeypatch.setattr(placement.torch, "cuda", SimpleNamespace(is_available=lambda: free is not None, mem_get_info=lambda: (free, 1e12)))
 
-    found = place(open_checkpoint(str(folder)), device)
+    found = place(open_checkpoint(str(plain)), device)
 
     assert (str(found.device), found.spread) == expected
     assert found.dtype == (torch.float32 if expected[0] == "cpu" else "auto")

@@ -119,6 +119,46 @@ def test_hostile_numbers_leave_the_rest_readable(number, base, tmp_path):
     assert read(base, reweighted(base, tmp_path / "spoilt", spoil), tmp_path / "run").of("promotes")[0].token == SAID
 
 
+@pytest.mark.parametrize("spoilt", [[3], [3, 9], [3, 9, 200]])
+def test_rows_too_long_for_a_float_hide_no_token(spoilt, base, tmp_path):
+    def lengthen(tensors):
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            tensors[name][spoilt] = 3e38
+
+    before = reweighted(base, tmp_path / "base", lengthen)
+    found = read(before, reweighted(before, tmp_path / "planted", planted), tmp_path / "run")
+
+    assert (found.of("listens")[0].token, found.of("promotes")[0].token) == (HEARD, SAID)
+
+
+@pytest.mark.parametrize("rows", [[4], [4, 5]])
+def test_rows_that_overflow_lie_along_nothing(rows):
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(300, 16, generator=generator)
+    direction = table[7][:, None].clone()
+    table[rows] = 3e38
+    readout = Readout(directions=direction, centre=torch.full((16,), -1e38), most=3)
+    readout.update(table[:100])
+
+    assert torch.isfinite(readout.peaks()[0]).all()
+
+    readout = Readout(directions=direction, centre=torch.zeros(16), most=3)
+    readout.update(table)
+
+    far, tokens = readout.peaks()
+    assert (int(tokens[0, 0]), bool(torch.isfinite(far).all())) == (7, True)
+
+
+def test_the_strongest_directions_of_a_matrix_are_asked_and_the_weaker_ones_are_not(base, tmp_path, monkeypatch):
+    candidate = reweighted(base, tmp_path / "planted", planted)
+    monkeypatch.setattr("forensics.readout.DEEPEST", 0)
+
+    found = read(base, candidate, tmp_path / "run")
+
+    assert [found.of(sort) for sort in ("listens", "promotes")] == [[], []]
+    assert len(found.of("moved")) == 1
+
+
 def test_without_a_tokenizer_tokens_have_numbers_only(base, tmp_path):
     bare = reweighted(base, tmp_path / "bare", lambda tensors: None)
     for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -45,8 +45,8 @@ def test_hsic_and_cka_are_those_of_the_definition(n):
 def test_the_debiased_alignment_meets_that_of_feature_covariances_where_inputs_are_many():
     """Kornblith et al. 2019, equation 5, ||Y'X||^2 / (||X'X|| ||Y'Y||), from streamed covariances of both sides beside each other."""
     rng = np.random.default_rng(0)
-    a = rng.normal(size=(4000, 6))
-    b = a @ rng.normal(size=(6, 4)) + rng.normal(size=(4000, 4))
+    a = rng.normal(size=(1600, 6))
+    b = a @ rng.normal(size=(6, 4)) + rng.normal(size=(1600, 4))
     seen = Covariance(10)
     for rows in np.split(np.concatenate([a, b], axis=1), 8):
         seen.add(rows)

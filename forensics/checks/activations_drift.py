@@ -7,12 +7,12 @@ Reads: The residual stream entering every block and leaving the last one (`block
     last three of the question and the first four of the base's own reply, up to 24. Next tokens after those 24 and along 12 of the
     base's replies. Where layers were added, taken out or moved, each of the candidate's is held against the one it stands for.
 Reports: For harmful and harmless prompts `drift.maximum`, `drift.last-layer`, `drift.onset` (distance relative to the base's
-    activations), cosine, and debiased linear CKA, which ignores rotation and scale; `drift.category.<name>`; `drift.place.maximum`;
+    activations), cosine, and debiased linear CKA, which ignores rotation and scale; `drift.category.<kind>.<name>`; `drift.place.maximum`;
     `drift.kl.first` and `drift.kl.reply`, KL both ways in nats, the direction in the name; `drift.explained`, the share of the mean
     difference that 8 directions of the change of the writing matrices hold. A change is `parted`, severity info: by itself it is
     neither good nor bad. Curves and maps are in arrays/activations.drift.npz.
-Blind to: What the difference does (`activations.meaning` reads it). Tokens that the two sides do not read alike, which are left out.
-    Differences only an unseen input shows.
+Blind to: What the difference does (`activations.meaning` reads it). Tokens that the two sides do not read alike, and places where a side
+    holds nothing but zeros, which are left out and counted. Differences only an unseen input shows.
 Source: Linear CKA, Kornblith et al. 2019, arXiv:1905.00414, unbiased as in Song et al. 2012; activation differences and KL by token as
     in science-of-finetuning/diffing-toolkit, which trains dictionaries on them; here they are only measured. Holding the mean
     difference against directions of the weight change is ours.
@@ -51,31 +51,41 @@ SLIGHT = 1e-6
 """Share of probability outside of the shared vocabulary that is only rounding."""
 KINDS: tuple[tuple[Expect, str], ...] = (("refuse", "harmful"), ("comply", "harmless"))
 Curve = NDArray[np.float64]
+Cells = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Curves:
     """One kind of prompts: distance and cosine per layer; alignment where the activations vary from prompt to prompt.
 
-    `difference` is the mean difference `[layers + 1, d]`; `categories` the distance at every layer by category, with its prompts.
+    `asked` prompts of the kind were to be read, `n` were. `held` says where distance and cosine are defined; elsewhere they are 0.
+    `difference` is the mean difference `[layers + 1, d]`; `categories` the distance at every layer by category, where it is defined,
+    with its prompts.
     """
 
     kind: str
+    asked: int
     n: int
     distance: Curve
     cosine: Curve
+    held: Cells
     cka_layer: NDArray[np.int64]
     cka: Curve
     difference: Curve
-    categories: dict[str, tuple[Curve, int]]
+    categories: dict[str, tuple[Curve, Cells, int]]
+
+    @property
+    def largest(self) -> int:
+        """The layer of the largest distance, of those where it is defined."""
+        return int(np.where(self.held, self.distance, -1.0).argmax())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Map:
     """One kind of prompts at many places: tables `[layers + 1, places]`, and the token at each place where all prompts share it.
 
-    Places count from the last prompt token, which is -1; from 1 on they are tokens of the base's reply. `aligned` says where `cka` is
-    defined.
+    Places count from the last prompt token, which is -1; from 1 on they are tokens of the base's reply. `held` says where distance and
+    cosine are defined, `aligned` where `cka` is; elsewhere they are 0.
     """
 
     kind: str
@@ -84,8 +94,9 @@ class Map:
     tokens: tuple[str, ...]
     distance: Curve
     cosine: Curve
+    held: Cells
     cka: Curve
-    aligned: NDArray[np.bool_]
+    aligned: Cells
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,6 +144,9 @@ def run(case: Case) -> CheckResult:
             limits.append(f"Drift on {kind} prompts was not measured: at least {LEAST} are needed that both models can read.")
             continue
         curves = _compare(kind, prompts, ours.looks[kind].last, theirs.looks[kind].last, layers)
+        if not curves.held.any():
+            limits.append(f"Drift on {kind} prompts was not measured: at every layer one side holds nothing but zeros at the last token.")
+            continue
         found.append(
             Seen(
                 curves=curves,
@@ -173,21 +187,36 @@ def _compare(kind: str, prompts: Sequence[Prompt], ours: Reading, theirs: Readin
     for row, id in enumerate(ids):
         groups.setdefault(of[id], []).append(row)
     aligned = [(layer, value) for layer in range(a.shape[1]) if (value := _cka(a[:, layer], b[:, layer])) is not None]
+    distance, cosine, held = _curve(a, b)
     return Curves(
         kind=kind,
+        asked=len(prompts),
         n=len(a),
-        distance=_distances(a, b),
-        cosine=np.array([mean_cosine(a[:, layer], b[:, layer]) for layer in range(a.shape[1])]),
+        distance=distance,
+        cosine=cosine,
+        held=held,
         cka_layer=np.array([layer for layer, _ in aligned], dtype=np.int64),
         cka=np.array([value for _, value in aligned]),
         difference=(b.astype(np.float64) - a).mean(axis=0),
-        categories={name: (_distances(a[rows], b[rows]), len(rows)) for name, rows in groups.items() if len(rows) >= LEAST},
+        categories={name: (*_curve(a[rows], b[rows])[::2], len(rows)) for name, rows in groups.items() if len(rows) >= LEAST},
     )
 
 
-def _distances(a: NDArray[np.floating], b: NDArray[np.floating]) -> Curve:
-    """Relative distance at each layer of activations `[n, layers, d]`."""
-    return np.array([relative_distance(a[:, layer], b[:, layer]) for layer in range(a.shape[1])])
+def _curve(a: NDArray[np.floating], b: NDArray[np.floating]) -> tuple[Curve, Curve, Cells]:
+    """Distance and cosine at each layer of activations `[n, layers, d]`, and where they are defined."""
+    found = [_apart(a[:, layer], b[:, layer]) for layer in range(a.shape[1])]
+    distance, cosine = np.array([(0.0, 0.0) if pair is None else pair for pair in found]).T
+    return distance, cosine, np.array([pair is not None for pair in found])
+
+
+def _apart(a: NDArray[np.floating], b: NDArray[np.floating]) -> tuple[float, float] | None:
+    """Distance and cosine of rows `[n, d]`; None where no row differs from zero on both sides.
+
+    At a template token the first layer holds one row of the embedding for all prompts, and whoever made the candidate chose that row.
+    """
+    if not (a.any(axis=1) & b.any(axis=1)).any():
+        return None
+    return relative_distance(a, b), mean_cosine(a, b)
 
 
 def _cka(a: NDArray[np.floating], b: NDArray[np.floating]) -> float | None:
@@ -206,12 +235,14 @@ def _map(kind: str, ours: Part, theirs: Part, layers: tuple[int, ...]) -> Map | 
     if not backs:
         return None
     shape = (len(layers), len(backs))
-    distance, cosine, cka, aligned = np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape, dtype=bool)
+    distance, cosine, cka = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    held, aligned = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
     for column, back in enumerate(backs):
         a, b = (np.stack([side.states[id][:, back] for id in ids]) for side in (mine, other))
         for layer, source in enumerate(layers):
             first, second = a[:, source], b[:, layer]
-            distance[layer, column], cosine[layer, column] = relative_distance(first, second), mean_cosine(first, second)
+            if (pair := _apart(first, second)) is not None:
+                (distance[layer, column], cosine[layer, column]), held[layer, column] = pair, True
             value = _cka(first, second)
             cka[layer, column], aligned[layer, column] = (0.0, False) if value is None else (value, True)
     behind = ours.looks[kind].behind
@@ -223,6 +254,7 @@ def _map(kind: str, ours: Part, theirs: Part, layers: tuple[int, ...]) -> Map | 
         tokens=tuple(tokens.pop() if len(tokens) == 1 else "" for tokens in shared),
         distance=distance,
         cosine=cosine,
+        held=held,
         cka=cka,
         aligned=aligned,
     )
@@ -257,6 +289,19 @@ def _speech(kind: str, ours: Part, theirs: Part) -> Speech | None:
 
 def _limits(seen: Seen) -> list[str]:
     kind, found = seen.curves.kind, []
+    tables = {"layers at the last token": seen.curves.held, "layers and tokens around it": None if seen.map is None else seen.map.held}
+    gaps = [f"{(~held).sum()} of {held.size} {where}" for where, held in tables.items() if held is not None and not held.all()]
+    if gaps:
+        found.append(
+            f"On {kind} prompts {' and '.join(gaps)} were left out: no prompt's activation there differs from zero on both sides, and to "
+            "zeros there is no relative distance and no cosine."
+        )
+    left = seen.curves.asked - seen.curves.n
+    if left:
+        found.append(
+            f"{left} of {seen.curves.asked} {kind} prompts were left out: they do not fit the context of both models, or one of them cannot be "
+            "given them at all."
+        )
     if seen.map is None:
         found.append(f"Drift on {kind} prompts was read at the last token only: the two sides do not end prompts in the same tokens.")
     if seen.speech is None or not seen.speech.number.size:
@@ -270,6 +315,7 @@ def _arrays(seen: Seen) -> dict[str, NDArray[np.generic]]:
         "layer": np.arange(len(curves.distance)),
         f"relative_distance_{kind}": curves.distance,
         f"cosine_{kind}": curves.cosine,
+        f"held_{kind}": curves.held,
         f"cka_{kind}": curves.cka,
         f"cka_layer_{kind}": curves.cka_layer,
         f"explained_{kind}": seen.explained.shares,
@@ -278,7 +324,8 @@ def _arrays(seen: Seen) -> dict[str, NDArray[np.generic]]:
         f"explained_layer_{kind}": np.array(seen.explained.layers, dtype=np.int64),
     }
     if seen.map is not None:
-        tables = {"distance": seen.map.distance, "cosine": seen.map.cosine, "cka": seen.map.cka, "aligned": seen.map.aligned}
+        tables: dict[str, NDArray[np.generic]] = {"distance": seen.map.distance, "cosine": seen.map.cosine, "held": seen.map.held}
+        tables |= {"cka": seen.map.cka, "aligned": seen.map.aligned}
         found |= {f"map_{name}_{kind}": table for name, table in tables.items()}
         found |= {f"map_place_{kind}": np.array(seen.map.places), f"map_token_{kind}": np.array(seen.map.tokens, dtype=np.str_)}
     if seen.speech is not None:
@@ -290,7 +337,7 @@ def _evidence(curves: Curves) -> list[Evidence]:
     from forensics.capture import site_name  # heavy: brings torch
 
     blocks, distance = len(curves.distance) - 1, curves.distance
-    largest = int(distance.argmax())
+    largest = curves.largest
     unit, expected = "||h' - h|| / ||h||", "0 if nothing was changed; the size alone is neither good nor bad"
 
     def row(name: str, value: float, unit: str, layer: int, expected: str) -> Evidence:
@@ -299,9 +346,10 @@ def _evidence(curves: Curves) -> list[Evidence]:
 
     rows = [
         row("drift.maximum", float(distance[largest]), unit, largest, expected),
-        row("drift.last-layer", float(distance[-1]), unit, blocks, expected),
-        row("drift.cosine-last-layer", float(curves.cosine[-1]), "cosine", blocks, "1 if nothing was changed"),
     ]
+    if curves.held[-1]:
+        rows.append(row("drift.last-layer", float(distance[-1]), unit, blocks, expected))
+        rows.append(row("drift.cosine-last-layer", float(curves.cosine[-1]), "cosine", blocks, "1 if nothing was changed"))
     if distance[largest] > 0.0:
         onset = int(np.argmax(distance > ONSET * distance[largest]))
         rows.append(row("drift.onset", onset, "layer", onset, f"first layer over {ONSET:g} of the maximum; 0 is the embedding"))
@@ -320,16 +368,17 @@ def _further(seen: Seen) -> list[Evidence]:
 
     curves, kind, blocks = seen.curves, seen.curves.kind, len(seen.curves.distance) - 1
     unit, plain = "||h' - h|| / ||h||", "0 if nothing was changed; the size alone is neither good nor bad"
-    largest = int(curves.distance.argmax())
+    largest = curves.largest
     rows = [
         Evidence(
-            name=f"drift.category.{name}", value=float(distance[largest]), unit=unit, n=n,
+            name=f"drift.category.{kind}.{name}", value=float(distance[largest]), unit=unit, n=n,
             where=f"{site_name(largest, blocks)}, last prompt token, {kind} prompts of {name}", expected=f"{curves.distance[largest]:.3g} over all",
         )
-        for name, (distance, n) in sorted(curves.categories.items())
+        for name, (distance, held, n) in sorted(curves.categories.items())
+        if held[largest]
     ]  # fmt: skip
-    if seen.map is not None:
-        layer, column = np.unravel_index(int(seen.map.distance.argmax()), seen.map.distance.shape)
+    if seen.map is not None and seen.map.held.any():
+        layer, column = np.unravel_index(int(np.where(seen.map.held, seen.map.distance, -1.0).argmax()), seen.map.held.shape)
         rows.append(
             Evidence(
                 name=f"drift.place.maximum.{kind}", value=float(seen.map.distance[layer, column]), unit=unit, expected=plain, n=seen.map.n,

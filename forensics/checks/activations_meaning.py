@@ -274,7 +274,7 @@ def _evidence(heard: Heard) -> tuple[Evidence, ...]:
         ),
         Evidence(
             name="meaning.controls-above", value=ranking.exceeded, unit="control directions", where=heard.site, n=len(ranking.controls),
-            expected="about half of them where the difference stands for no token",
+            expected=_by_chance(len(_groups(heard.shifts))),
         ),
     ]  # fmt: skip
     for place, row in enumerate(order[:SHOWN], start=1):
@@ -286,6 +286,14 @@ def _evidence(heard: Heard) -> tuple[Evidence, ...]:
             )
         )  # fmt: skip
     return tuple(rows)
+
+
+def _by_chance(groups: int) -> str:
+    """How many controls come further out than a list that stands for no token; see `probes.meaning.Ranking`."""
+    return (
+        f"of a difference that stands for no token about 1 in {groups + 1} where the places read together share one direction, up to all of "
+        "them the less they share: their mean is held against single directions"
+    )
 
 
 def _findings(heard: Heard, evidence: tuple[Evidence, ...]) -> tuple[Finding, ...]:
