@@ -114,12 +114,10 @@ def name_fate(traces: Traces) -> tuple[Label, str]:
         left = "much of the refusal" if traces.shaken else "all of the refusal"
         return "erased-from-weights", ground if traces.lost else f"{ground}, though {left} is still there"
     if traces.lost:
-        if traces.auroc < SEPARATES:
-            return (
-                "erased-from-weights",
-                "harmful and harmless prompts are no longer told apart along it, though matrices still write there",
-            )
-        return "present-but-unused", "harmful and harmless prompts are still told apart along it, but nothing follows from it"
+        told = (
+            "still told apart along it" if traces.auroc >= SEPARATES else "no longer told apart along it, though matrices still write there"
+        )
+        return "present-but-unused", f"harmful and harmless prompts are {told}; nothing follows from it"
     if traces.acts:
         return "intact", "ablating and adding it do to the candidate what they do to the base"
     own = traces.own

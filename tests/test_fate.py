@@ -29,7 +29,7 @@ def own(**changes):
     [
         ({}, "intact"),
         ({"refusal": 0.0, "gain": 0.01, "auroc": 1.0}, "erased-from-weights"),
-        ({"refusal": 0.0, "auroc": 0.5}, "erased-from-weights"),
+        ({"refusal": 0.0, "auroc": 0.5}, "present-but-unused"),  # the weights still write there: it was trained away, not cut out
         ({"refusal": 0.0}, "present-but-unused"),
         ({"refusal": 0.5, "kept_rise": 1.0}, "present-but-unused"),  # half of it lost counts as lost
         ({"refusal": 0.51}, "intact"),
