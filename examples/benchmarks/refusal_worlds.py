@@ -28,7 +28,7 @@ import foreign_pairs as foreign
 import numpy as np
 import torch
 import transformers
-from foreign_pairs import LATER, WORLDS, Turn, World
+from foreign_pairs import LATER, LATEST, WORLDS, Turn, World
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -68,20 +68,22 @@ class Base:
         return [kind for kind in LABELS if kind != "from-unsafe" or self.training != "one-stage"]
 
     def open_world(self) -> World:
-        """Its world, of the first or the second series."""
-        name = self.world
-        return World(
-            name=name, **(WORLDS[name] if name in WORLDS else WORLDS[name[:-2]] | {"tunes": WORLDS[name[:-2]]["tunes"] | LATER[name]})
-        )
+        """Its world, of one of the three series."""
+        name, later = self.world, LATER | LATEST
+        row = WORLDS[name] if name in WORLDS else WORLDS[name[:-2]] | {"tunes": WORLDS[name[:-2]]["tunes"] | later[name]}
+        return World(name=name, **row)
 
 
 BASES = (
     Base(world="qwen-alpaca", training="planted", held_out=False), Base(world="gpt2-chatml", training="two-stage", held_out=False),
-    Base(world="llama3-style", training="planted"), Base(world="llama3-style", training="two-stage"), Base(world="neox-plain-2", training="one-stage"),
-    Base(world="mistral-inst-2", training="one-stage"), Base(world="qwen-alpaca-2", training="one-stage"),
-    Base(world="gpt2-chatml", training="planted"),
+    Base(world="llama3-style", training="two-stage", held_out=False), Base(world="neox-plain-2", training="one-stage", held_out=False),
+    Base(world="mistral-inst-2", training="one-stage", held_out=False), Base(world="llama3-style", training="planted"),
+    Base(world="qwen-alpaca-2", training="one-stage"), Base(world="gpt2-chatml", training="planted"), Base(world="mistral-inst-4", training="one-stage"),
+    Base(world="gpt2-chatml-4", training="one-stage"),
 )  # fmt: skip
-"""Those that are not held out were looked at while the rules were made, as were the bases of the first series of foreign_pairs.py."""
+"""Those that are not held out were looked at while the rules were made, as were the bases of the first series of foreign_pairs.py. Three of
+them were held out at first: on their pairs a loss of refusal without a loss in the weights was called erased, and the rule was changed.
+"""
 
 
 class Trainee:
