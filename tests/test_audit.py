@@ -319,14 +319,13 @@ def test_a_folder_of_another_audit_is_left_alone(change, models, tmp_path):
 
 @pytest.fixture(scope="module")
 def long_audit(tmp_path_factory):
-    """An audit of many small batches by checks that ask and read, and what it says when nobody disturbs it."""
+    """An audit of many small batches, in this process and as a command, and what it says when nobody disturbs it."""
     folder = tmp_path_factory.mktemp("kills")
     prompts = some_prompts(folder / "prompts.jsonl", refuse=96, comply=48, talks=8)
     sides = ORGANISMS / "base", ORGANISMS / "degraded"
 
     def words(out):
-        only = [word for check in ("weights.change", "activations.drift", "behaviour.refusal") for word in ("--only", check)]
-        return command("audit", *sides, "--prompts", prompts, *only, "--batch-size", 2, "--device", "cpu", "--quiet", "--out", out)
+        return command("audit", *sides, "--prompts", prompts, "--batch-size", 2, "--device", "cpu", "--quiet", "--out", out)
 
     undisturbed = subprocess.run(words(folder / "undisturbed"), env=environment(), check=False, cwd=folder)
     assert undisturbed.returncode == 20
