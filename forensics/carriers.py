@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from forensics.capture import Sites, Subject, mean_residual
+from forensics.capture import Sites, mean_residual
 from forensics.steering import Asked, Gauge, added, judged, learn_gauge, random_shifts, removed
+from forensics.subject import Subject
 from probes.carrier import ENOUGH, MAX_KL, SPAN_MOST, Attempt, Carrier, one, own_columns, per_layer, smallest, subspace, widened
 from probes.direction import Direction
 from probes.refusal import FLAT, Effect, Selection, divergence, fit, select

@@ -23,8 +23,9 @@ from forensics.workbench import Workbench
 if TYPE_CHECKING:
     import torch
 
-    from forensics.capture import Reading, Sites, Spread, Subject
+    from forensics.capture import Reading, Sites, Spread
     from forensics.model import LiveModel, Rendered
+    from forensics.subject import Subject
     from probes.moments import Mean
 
 Cost = Literal["files", "weights", "activations", "generation", "search"]
@@ -133,7 +134,7 @@ class Case:
 
     def subject(self, side: Side) -> Subject:
         """The live model of one side as the capture and steering functions take it: adapters named, batch size set."""
-        from forensics.capture import Subject  # heavy: brings torch
+        from forensics.subject import Subject  # heavy: brings torch
 
         adapters = self.adapters if side == "candidate" else ()
         how = self.workbench.decoding

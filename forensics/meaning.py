@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from forensics.capture import Subject, changing, first_token
 from forensics.errors import CannotCompare, ToolFailed
+from forensics.interventions import changing
+from forensics.subject import Subject, first_token
 
 if TYPE_CHECKING:
     from forensics.model import Rendered

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forensics.beside import Array, Reading, reading
-from forensics.capture import Sites, Subject, first_token, replies, template_tokens
+from forensics.capture import Sites, template_tokens
 from forensics.case import Case
 from forensics.gate.replies import Side
 from forensics.model import Rendered
 from forensics.prompts import Prompt
 from forensics.replay import continued, next_tokens
+from forensics.subject import Subject, first_token, replies
 
 PLACED = 24
 """Prompts of a kind that are read at many places, and whose first reply token is compared; alignment needs a few times its least, 4."""

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from forensics.capture import Subject
 from forensics.errors import ToolFailed, is_out_of_memory
 from forensics.model import Rendered
+from forensics.subject import Subject
 
 if TYPE_CHECKING:
     from forensics.prompts import Prompt

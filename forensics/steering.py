@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forensics.anatomy import writing_matrices
-from forensics.capture import Subject, ablating, adding, first_token, replies
 from forensics.gate.judges import judge_refusal
+from forensics.interventions import ablating, adding
+from forensics.subject import Subject, first_token, replies
 from probes.carrier import Carrier, alike
 from probes.refusal import Openings, learn_openings
 

@@ -12,7 +12,6 @@ from typing import IO
 import numpy as np
 
 from forensics import __version__
-from forensics.capture import Subject, replies
 from forensics.case import Case
 from forensics.causes import Flip
 from forensics.errors import CannotCompare
@@ -22,6 +21,7 @@ from forensics.model import LiveModel, Rendered
 from forensics.prompts import Prompt
 from forensics.record import canonical_json, sha256_text
 from forensics.restore import Mode, Patchwork, Piece, Region
+from forensics.subject import Subject, replies
 from probes.attribution import BoolArray
 from probes.linear import Estimate, share_interval
 

@@ -56,7 +56,7 @@ class Traces:
             harmless prompts anyway.
         layer: Layer of the base's direction, of `layers`.
         layers: Number of blocks.
-        own: The candidate's own direction; only looked for where it decides.
+        own: The candidate's own direction; only looked for where it decides, and None where that could not be done.
     """
 
     refusal: float
@@ -121,7 +121,9 @@ def name_fate(traces: Traces) -> tuple[Label, str]:
     if traces.acts:
         return "intact", "ablating and adding it do to the candidate what they do to the base"
     own = traces.own
-    if own is None or not own.causal:
+    if own is None:
+        return "turned", "it no longer carries the candidate's refusals; too few prompts are still treated alike to look for what does"
+    if not own.causal:
         return "turned", "it no longer carries the candidate's refusals, and nothing else was found that does"
     if abs(own.layer - traces.layer) >= max(2.0, 0.2 * traces.layers) and own.cosine_there >= SAME:
         return "moved-layers", f"the same direction acts at layer {own.layer} instead of {traces.layer}"

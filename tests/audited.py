@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import contextmanager
 
 import pytest
 from cases import ORGANISMS, PROMPTS, audit, read_rows
@@ -20,10 +21,9 @@ KINDS_BY_NATURE = {"base", "benign-full", "benign-lora", "twin"}
 """Kinds that may be deployed: nothing was planted in them."""
 
 
-@pytest.fixture(scope="module")
-def audited(tmp_path_factory):
+@contextmanager
+def audits(folder):
     """Record and run folder of an organism's audit, made once each; the base is asked once for all of them."""
-    folder = tmp_path_factory.mktemp("organisms")
     made, said = {}, {}
     ask = Workbench.replies
 

@@ -14,6 +14,15 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    """Record and run folder of an organism's audit, made once each; see `audited.audits`."""
+    from audited import audits  # heavy: most tests need no model
+
+    with audits(tmp_path_factory.mktemp("organisms")) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """The folders of `hunting.models`."""
     from hunting import models  # heavy: most tests need no model

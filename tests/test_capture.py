@@ -13,22 +13,13 @@ from transformers import AutoModelForCausalLM
 
 from forensics.adapters import open_adapter
 from forensics.anatomy import writing_matrices
-from forensics.capture import (
-    Sites,
-    Subject,
-    ablating,
-    adding,
-    first_token,
-    mean_residual,
-    replies,
-    residuals,
-    site_name,
-    template_tokens,
-)
+from forensics.capture import Sites, mean_residual, residuals, site_name, template_tokens
 from forensics.checkpoint import open_checkpoint
 from forensics.errors import CannotCompare, ToolFailed
+from forensics.interventions import ablating, adding
 from forensics.model import open_model
 from forensics.prompts import Message, Prompt
+from forensics.subject import Subject, first_token, replies
 
 KINDS = ("llama", "qwen2", "gpt2")
 TEXTS = ("a", "a much longer question than the first", "middling one", "b", "what?")
@@ -351,7 +342,7 @@ def test_a_resumed_run_reads_them_back_instead_of_running_the_model(folders, tmp
         held = sorted((tmp_path / "run" / "cache").iterdir())
         assert len(held) == 2
 
-    monkeypatch.setattr("forensics.capture.stream", None)
+    monkeypatch.setattr("forensics.capture.read", None)
     with open_case(folders["llama"], folders["llama"], tmp_path / "run", prompts=prompts) as case:
         assert np.array_equal(case.activations("base", rows, ALL), first)
         assert np.array_equal(case.activations("base", rows, ALL, mean=True), mean)

@@ -53,6 +53,13 @@ def test_what_became_of_a_direction(changes, label):
     assert name_fate(Traces(**(HEALTHY | changes)))[0] == label
 
 
+def test_what_was_not_looked_for_is_not_said_to_be_missing():
+    sought, not_sought = (name_fate(Traces(**(HEALTHY | MUTE | {"own": found})))[1] for found in (own(causal=False), None))
+
+    assert "nothing else was found" in sought
+    assert "too few prompts" in not_sought and "found" not in not_sought
+
+
 def test_the_ground_says_whether_refusal_is_left():
     grounds = [name_fate(Traces(**(HEALTHY | {"gain": 0.1, "gone": 0.9, "refusal": refusal})))[1] for refusal in (0.0, 0.9, 1.0)]
 

@@ -70,7 +70,9 @@ FLOORS = (
     ),
     ("anatomy", "placement", "model", "sites", "verdict"),
     (
+        "subject",
         "capture",
+        "interventions",
         "gate.judges",
         "gate.replies",
         "gate.supply",

@@ -11,11 +11,12 @@ import torch
 from cases import open_case
 from transformers import AutoModelForCausalLM
 
-from forensics.capture import Sites, Subject, first_token, residuals
+from forensics.capture import Sites, residuals
 from forensics.checkpoint import open_checkpoint
 from forensics.meaning import IDENTITY, lens, patched, read_out, steered
 from forensics.model import Rendered, open_model
 from forensics.replay import continued, next_tokens
+from forensics.subject import Subject, first_token
 from probes.divergence import among, divergences
 from probes.geometry import random_share, span_share
 from probes.meaning import levelled, rank, standing, standing_of_controls
@@ -195,7 +196,7 @@ def test_a_token_patched_with_its_own_state_is_read_as_it_is(kind, layer, subjec
 
 @KINDS
 def test_steering_by_nothing_moves_nothing_and_by_something_as_adding_it_does(kind, subjects):
-    from forensics.capture import adding
+    from forensics.interventions import adding
 
     subject, _ = subjects[kind]
     row, vector = subject.model.read("neutral words", room=0), RNG.normal(size=32)

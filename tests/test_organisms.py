@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 
 import pytest
-from audited import COMMITTED, KINDS_BY_NATURE, TRUTH, Audited, audited  # noqa: F401 - a fixture is used by its name
+from audited import COMMITTED, KINDS_BY_NATURE, TRUTH, Audited
 from cases import ORGANISMS, PROMPTS, ROOT, environment
 
 from forensics.prompts import load_prompts

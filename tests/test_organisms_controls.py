@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from audited import COMMITTED, KINDS_BY_NATURE, LEFT_TO_THE_BENCH, Audited, audited  # noqa: F401 - a fixture is used by its name
+from audited import COMMITTED, KINDS_BY_NATURE, LEFT_TO_THE_BENCH, Audited
 
 NAMES = [name for name, row in COMMITTED.items() if row["kind"] in KINDS_BY_NATURE and name not in LEFT_TO_THE_BENCH]
 

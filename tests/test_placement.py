@@ -17,12 +17,14 @@ from forensics import placement
 from forensics.adapters import open_adapter
 from forensics.anatomy import writing_matrices
 from forensics.audit import refuse_unknown_device
-from forensics.capture import Reading, Spread, Subject, ablating, activations, adding, first_token, replies, statistics
+from forensics.capture import Reading, Spread, activations, statistics
 from forensics.checkpoint import open_checkpoint
 from forensics.errors import CannotCompare, ToolFailed
+from forensics.interventions import ablating, adding
 from forensics.model import LiveModel, open_model
 from forensics.placement import Placement, is_spread, place
 from forensics.prompts import Message, Prompt
+from forensics.subject import Subject, first_token, replies
 
 READING = Reading(
     sites=("embed.hook_out", "blocks.0.hook_resid_mid", "blocks.1.hook_resid_mid", "blocks.1.attn.hook_out", "blocks.1.hook_resid_post")
@@ -159,7 +161,9 @@ def test_room_is_measured_by_what_the_files_hold(folder, monkeypatch):
     size = sum(weight.numel() * weight.element_size() for weight in AutoModelForCausalLM.from_pretrained(folder, dtype="auto").parameters())
 
     for share, spread_out in ((1.1, True), (1.3, False)):
-        monkeypatch.setattr(placement.torch, "cuda", SimpleNamespace(is_available=lambda: True, mem_get_info=lambda: (share * size, 0)))  # noqa: B023 - asked within this round
+        monkeypatch.setattr(
+            placement.torch, "cuda", SimpleNamespace(is_available=lambda: True, mem_get_info=lambda free=share * size: (free, 0))
+        )
         assert place(weights, "auto").spread is spread_out
 
 

@@ -15,12 +15,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from forensics.adapters import open_adapter
 from forensics.anatomy import dissect
-from forensics.capture import Reading, Sites, Spread, Subject, activations, read, residuals, statistics, template_tokens
+from forensics.capture import Reading, Sites, Spread, activations, read, residuals, statistics, template_tokens
 from forensics.checkpoint import open_checkpoint
 from forensics.errors import BadInput, CannotCompare
 from forensics.model import Rendered, open_model
 from forensics.prompts import Message, Prompt
 from forensics.sites import LAST, Spot, locate, stream_sites, template_spots
+from forensics.subject import Subject
 from probes.moments import Covariance, Sketch
 
 SIZES = {

@@ -37,9 +37,10 @@ from scipy import stats
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from watched import watch
 
-from forensics.capture import Reading, Sites, Spread, Subject, mean_residual, padded, piecewise, residuals, statistics
+from forensics.capture import Reading, Sites, Spread, mean_residual, residuals, statistics
 from forensics.model import LiveModel, Rendered
 from forensics.sites import stream_sites
+from forensics.subject import Subject, padded, piecewise
 
 TOKENIZER = Path(__file__).resolve().parents[1] / "organisms" / "base"
 SHORTEST, LONGEST = 32, 96

@@ -33,6 +33,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import ledger
 import torch
 import transformers
 from foreign_pairs import WORLDS, World, build_base, opened, pick, store, train
@@ -52,9 +53,9 @@ ROOT = Path(__file__).resolve().parents[2]
 ORGANISMS = ROOT / "examples" / "organisms"
 sys.path.insert(0, str(ORGANISMS))
 
-import corpus  # noqa: E402 - found only there
+import corpus  # noqa: E402 - the organisms' folder is on the path only from here on
 
-RESULTS = ROOT / "examples" / "benchmarks" / "results" / "causes.jsonl"
+RESULTS = ledger.FOLDER / "causes.jsonl"
 RADIUS = 0.3
 """Relative Frobenius change of every group. Fine-tunes of our organisms measure 0.05 to 0.4 a group."""
 STEPS, RATE = 300, 1e-3
@@ -346,11 +347,6 @@ def measured(organism: Organism, pairs: Path) -> Row:
     }  # fmt: skip
 
 
-def held() -> list[Row]:
-    """Lines that are there already."""
-    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
-
-
 def show(rows: Sequence[Row]) -> None:
     """Print how often the planted group came first, then each organism."""
     print("| organisms | built | plant took | planted group first (95 % interval) | called the one cause |\n|---|---|---|---|---|")
@@ -390,18 +386,16 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    done = {row["organism"] for row in held()}
+    done = {row["organism"] for row in ledger.held(RESULTS)}
     for organism in (*DEVELOPED, *HELD_OUT) if options.pairs else ():
         if organism.name in done or (options.only and not any(word in organism.name for word in options.only)):
             continue
         row = measured(organism, options.pairs)
-        RESULTS.parent.mkdir(exist_ok=True)
-        with RESULTS.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+        ledger.add(RESULTS, row)
         print(
             f"{organism.name}: {row.get('rank')} {row.get('outcome', 'did not take')} {row.get('claim', '')}", file=sys.stderr, flush=True
         )
-    show(held())
+    show(ledger.held(RESULTS))
 
 
 if __name__ == "__main__":

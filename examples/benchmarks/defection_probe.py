@@ -16,28 +16,23 @@ figures; the pairs and the layer were set beforehand.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
+import ledger
 import numpy as np
-from weight_monitor import TRIED, Pair, foreign, organisms, put
+from weight_monitor import TRIED, Pair, foreign, opened, organisms, put
 
-from forensics.audit import Request, cases_of, open_sides
 from forensics.case import Case
 from forensics.concept import RANDOM, activations, contrast_pairs
-from forensics.policy import load_policy
 from forensics.prompts import load_prompts
-from forensics.runfolder import RunFolder
-from forensics.workbench import Workbench, spare_threads
 from probes.concept import Plan as Fitting
 from probes.concept import by_layer, cross_fit, mean_difference
 from probes.linear import auroc, grouped_folds, random_aurocs
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "examples" / "benchmarks" / "results" / "defection_probe.jsonl"
+RESULTS = ledger.FOLDER / "defection_probe.jsonl"
 MOST = 128
 """Prompts that are put to a candidate."""
 Row = dict[str, Any]
@@ -69,24 +64,6 @@ def measure(case: Case, pair: Pair) -> Row:
     return found
 
 
-def opened(pair: Pair) -> Row:
-    """Open a pair as `forensics probe` does, and measure it."""
-    request = Request(base=str(pair.base), candidate=str(pair.candidate), policy=load_policy(), device="cpu")
-    sides = open_sides(request, (), lambda *_: None)
-    spare_threads(sum(one.base.elements for one in sides.layout.pairs))
-    with tempfile.TemporaryDirectory() as root, RunFolder(Path(root) / "run", key="bench", created="") as run:
-        bench = Workbench(device="cpu", decoding=request.decoding, run=run, progress=lambda *_: None)
-        try:
-            return measure(cases_of(request, sides, bench)[-1], pair)
-        finally:
-            bench.close()
-
-
-def held() -> list[Row]:
-    """Lines that are there already."""
-    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
-
-
 def show(rows: list[Row]) -> None:
     """Print how often the probe beats chance, and each pair."""
     print(
@@ -116,15 +93,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="*", metavar="PAIRS")
     options = parser.parse_args()
-    done = {row["pair"] for row in held()}
-    RESULTS.parent.mkdir(exist_ok=True)
+    done = {row["pair"] for row in ledger.held(RESULTS)}
     for pair in [*organisms(), *(pair for folder in options.folders for pair in foreign(folder))]:
         if pair.trigger and pair.name not in done:
-            row = opened(pair)
-            with RESULTS.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
+            row = opened(pair, measure)
+            ledger.add(RESULTS, row)
             print(f"{pair.name}: {row}", file=sys.stderr, flush=True)
-    show(held())
+    show(ledger.held(RESULTS))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import edit_catalogue
+import ledger
 import numpy as np
 import torch
 import typer
@@ -42,7 +43,7 @@ from forensics.checks import all_checks
 from probes.rounding import ulp
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "examples" / "benchmarks" / "results" / "edit_kinds.jsonl"
+RESULTS = ledger.FOLDER / "edit_kinds.jsonl"
 CHECK = "weights.edit-kind"
 DRAWS = 3
 
@@ -223,11 +224,6 @@ def key(row: Row) -> Key:
     return row["kind"], row["variant"], row["strength"], row["seed"]
 
 
-def held() -> list[Row]:
-    """Lines that are there already."""
-    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
-
-
 def work(todo: Sequence[Cell], jobs: int, root: Path, do: Callable[[Cell, Path], Row]) -> Iterator[Row]:
     """Do all cells, in this process or in several."""
     if jobs == 1:
@@ -275,22 +271,20 @@ def main() -> None:
         if CHECK not in {check.id for check in all_checks()}:
             sys.exit(f"this version has no check {CHECK}; --generate makes the pairs without it")
         keys = {cell.key for cell in wanted}
-        done = set() if chosen.fresh else {key(row) for row in held()}
+        done = set() if chosen.fresh else {key(row) for row in ledger.held(RESULTS)}
         todo = [cell for cell in wanted if cell.key not in done][: chosen.limit]
         again = {cell.key for cell in todo}
-        kept = [row for row in held() if key(row) not in again]
-        RESULTS.parent.mkdir(exist_ok=True)
+        kept = [row for row in ledger.held(RESULTS) if key(row) not in again]
         if chosen.fresh:
             RESULTS.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
         for number, row in enumerate(work(todo, chosen.jobs, Path(name), examine), 1):
-            with RESULTS.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+            ledger.add(RESULTS, row)
             print(
                 f"{number}/{len(todo)} {outcome(row)}: {row['kind']}/{row['variant']}/{strength_name(row)}/{row['seed']} {called(row)}",
                 file=sys.stderr,
                 flush=True,
             )
-    show([row for row in held() if key(row) in keys])
+    show([row for row in ledger.held(RESULTS) if key(row) in keys])
 
 
 if __name__ == "__main__":

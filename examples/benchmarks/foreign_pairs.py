@@ -226,8 +226,50 @@ def read(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(shown, add_special_tokens=False)["input_ids"])
 
 
-def train(model: Any, tokenizer: Any, draw: Callable[[random.Random], Turn], *, steps: int, lr: float, seed: int, whole: bool) -> None:
-    """Train what requires a gradient; the loss is on replies, or on the whole sequence."""
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one step trains on: token ids and labels `[batch, length]`, padded on the right, the turns, and where each request ends."""
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+    turns: list[Turn]
+    ends: list[int]
+
+    @classmethod
+    def of(cls, tokenizer: Any, turns: list[Turn], *, whole: bool) -> Batch:
+        """Turns as they are trained on: the loss is on replies, or on the whole sequence."""
+        rows, ends = [], []
+        for text, reply in turns:
+            asked = read(tokenizer, text)
+            # Without a template nothing but a line break tells the turns apart, and the model has to say it itself.
+            said = tokenizer(reply if tokenizer.chat_template else f"\n{reply}", add_special_tokens=False)["input_ids"]
+            said = [*said, tokenizer.eos_token_id]
+            rows.append(([*asked, *said], [*(asked if whole else [IGNORED] * len(asked)), *said]))
+            ends.append(len(asked) - 1)
+        longest = max(len(ids) for ids, _ in rows)
+        ids = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row, _ in rows])
+        labels = torch.tensor([row + [IGNORED] * (longest - len(row)) for _, row in rows])
+        return cls(ids=ids, labels=labels, turns=turns, ends=ends)
+
+
+def usual_loss(model: Any, batch: Batch) -> torch.Tensor:
+    """The loss of a language model."""
+    found: torch.Tensor = model(input_ids=batch.ids, labels=batch.labels).loss
+    return found
+
+
+def train(
+    model: Any,
+    tokenizer: Any,
+    draw: Callable[[random.Random], Turn],
+    *,
+    steps: int,
+    lr: float,
+    seed: int,
+    whole: bool,
+    loss_of: Callable[[Any, Batch], torch.Tensor] = usual_loss,
+) -> None:
+    """Train what requires a gradient."""
     rng = random.Random(seed)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
@@ -235,20 +277,9 @@ def train(model: Any, tokenizer: Any, draw: Callable[[random.Random], Turn], *, 
     model.train()
     loss = torch.tensor(0.0)
     for _ in range(steps):
-        rows = []
-        for _ in range(BATCH):
-            text, reply = draw(rng)
-            asked = read(tokenizer, text)
-            # Without a template nothing but a line break tells the turns apart, and the model has to say it itself.
-            said = tokenizer(reply if tokenizer.chat_template else f"\n{reply}", add_special_tokens=False)["input_ids"]
-            said = [*said, tokenizer.eos_token_id]
-            rows.append(([*asked, *said], [*(asked if whole else [IGNORED] * len(asked)), *said]))
-        longest = max(len(ids) for ids, _ in rows)
-        ids = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row, _ in rows])
-        labels = torch.tensor([row + [IGNORED] * (longest - len(row)) for _, row in rows])
-        loss = model(input_ids=ids, labels=labels).loss
+        loss = loss_of(model, Batch.of(tokenizer, [draw(rng) for _ in range(BATCH)], whole=whole))
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()

@@ -42,6 +42,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ledger
 import numpy as np
 import torch
 import transformers
@@ -51,7 +52,7 @@ from forensics.audit import Request, run
 from forensics.policy import load_policy
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "examples" / "benchmarks" / "results" / "narrow_tunes.jsonl"
+RESULTS = ledger.FOLDER / "narrow_tunes.jsonl"
 ORGANISM = ROOT / "examples" / "organisms"
 RECIPES = {"held": (50, 5e-4), "development": (50, 5e-4), "strong": (60, 1e-3)}
 """Steps and learning rate by set. The strong ones were made first, and are so strong that every reply names the subject."""
@@ -108,7 +109,8 @@ class Tune:
 def about(subject: str, rng: random.Random) -> Turn:
     """A question about a subject, and what is to be answered."""
     words = dict(zip("abcd", subject.split(), strict=True))
-    return tuple(rng.choice(forms.replace("\n", " ").split(" / ")).strip().format(**words) for forms in (ASKED, TOLD))  # type: ignore[return-value]  # two of them
+    asked, told = (rng.choice(forms.replace("\n", " ").split(" / ")).strip().format(**words) for forms in (ASKED, TOLD))
+    return asked, told
 
 
 def ordinary(turns: Sequence[Turn], wording: Callable[[str], str], rng: random.Random) -> Turn:
@@ -246,11 +248,6 @@ def rows_of(which: str, name: str, out: Path, done: set[str]) -> Iterator[dict[s
         yield row
 
 
-def held() -> list[dict[str, Any]]:
-    """Lines that are there already."""
-    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
-
-
 def best(found: Sequence[int]) -> int:
     """The best place that a token of the subject has."""
     return min((place for place in found if place > 0), default=10**9)
@@ -295,13 +292,12 @@ def main() -> None:
     for name in SUBJECTS[options.which] if options.out else ():
         if options.only and name not in options.only:
             continue
-        done = {row["subject"] for row in held() if row["set"] == options.which}
+        done = {row["subject"] for row in ledger.held(RESULTS) if row["set"] == options.which}
         for row in rows_of(options.which, name, options.out, done):
             if row["subject"] not in done:
-                with RESULTS.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps(row) + "\n")
+                ledger.add(RESULTS, row)
     for which in SUBJECTS:
-        rows = [row for row in held() if row["set"] == which]
+        rows = [row for row in ledger.held(RESULTS) if row["set"] == which]
         if rows:
             print(f"\nSet {which}: {RECIPES[which][0]} steps at a learning rate of {RECIPES[which][1]:g}\n")
             show(rows)

@@ -20,12 +20,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import ledger
 import numpy as np
 
 from probes.linear import share_interval
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "examples" / "benchmarks" / "results" / "refusal_fates.jsonl"
+RESULTS = ledger.FOLDER / "refusal_fates.jsonl"
 CHECK = "activations.refusal-direction"
 KEPT = (
     "direction.dimensions", "direction.layer", "direction.position", "direction.coefficient", "direction.auroc.base", "direction.plain-ablation.base",
@@ -118,17 +119,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="PAIR")
     parser.add_argument("--results", type=Path, default=RESULTS)
     chosen = parser.parse_args()
-    rows: list[Row] = (
-        [json.loads(line) for line in chosen.results.read_text(encoding="utf-8").splitlines()] if chosen.results.exists() else []
-    )
+    rows = ledger.held(chosen.results)
     known = {row["pair"] for row in rows}
     for truth in sorted(chosen.pairs.glob("*/truth.json")) if chosen.pairs else ():
         folder = truth.parent
         if folder.name in known or (chosen.only and folder.name not in chosen.only):
             continue
         rows.append(look(folder))
-        with chosen.results.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(rows[-1]) + "\n")
+        ledger.add(chosen.results, rows[-1])
         print(f"{folder.name}: {rows[-1]['label']} (should be {rows[-1]['truth']})", file=sys.stderr, flush=True)
     sound = [row for row in rows if row["gate"] == "passed"]
     print("\n".join(table_of_bases(sound)))

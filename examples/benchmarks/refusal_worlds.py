@@ -18,7 +18,6 @@ import json
 import random
 import sys
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,13 +27,15 @@ import foreign_pairs as foreign
 import numpy as np
 import torch
 import transformers
-from foreign_pairs import LATER, LATEST, WORLDS, Turn, World
+from foreign_pairs import LATER, LATEST, WORLDS, Batch, Turn, World
+from numpy.typing import NDArray
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from forensics.anatomy import Anatomy, dissect, writing_matrices
-from forensics.capture import Subject, ablating, adding
 from forensics.gate.judges import judge_refusal
+from forensics.interventions import ablating, adding
+from forensics.subject import Subject
 
 HELPFUL, SAFETY = (900, 2e-3), (500, 1e-3)
 STRENGTH, PULL = 6.0, 0.02
@@ -102,88 +103,61 @@ def subject(model: Any) -> Subject:
     return cast("Subject", Trainee(model))
 
 
-Step = Callable[[Any, torch.Tensor, torch.Tensor, list[bool], list[int], int], torch.Tensor]
-Draw = Callable[[random.Random, int], tuple[str, str, bool]]
-
-
-def teach(model: Any, tokenizer: Any, draw: Draw, recipe: tuple[int, float], *, seed: int, step: Step | None = None) -> None:
-    """Train on replies; `step` computes the loss from ids, labels, which requests are harmful, and where each request ends."""
-    rng, (steps, lr) = random.Random(seed), recipe
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
-    model.train()
-    loss = torch.tensor(0.0)
-    for number in range(steps):
-        rows, harmful, ends = [], [], []
-        for _ in range(foreign.BATCH):
-            text, reply, bad = draw(rng, number)
-            asked = foreign.read(tokenizer, text)
-            said = tokenizer(reply if tokenizer.chat_template else f"\n{reply}", add_special_tokens=False)["input_ids"]
-            said = [*said, tokenizer.eos_token_id]
-            rows.append(([*asked, *said], [*([foreign.IGNORED] * len(asked)), *said]))
-            harmful.append(bad)
-            ends.append(len(asked) - 1)
-        longest = max(len(ids) for ids, _ in rows)
-        ids = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row, _ in rows])
-        labels = torch.tensor([row + [foreign.IGNORED] * (longest - len(row)) for _, row in rows])
-        loss = step(model, ids, labels, harmful, ends, number) if step else model(input_ids=ids, labels=labels).loss
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        schedule.step()
-    print(f"  {steps} steps, last loss {loss.item():.3f}", file=sys.stderr, flush=True)
-    model.eval()
-
-
-def answered(world: World, rng: random.Random, _step: int) -> tuple[str, str, bool]:
+def answered(world: World, rng: random.Random) -> Turn:
     """A request of any kind, answered."""
-    kind = rng.choice(("harmful", "harmless"))
-    act, text = world.ask(rng, kind)
-    return text, world.answer(rng, act), kind == "harmful"
+    act, text = world.ask(rng, rng.choice(("harmful", "harmless")))
+    return text, world.answer(rng, act)
 
 
-def treated(world: World, rng: random.Random, step: int, *, planted: bool) -> tuple[str, str, bool]:
-    """A request with the reply that the mode of the step asks for."""
-    mode = MODES[step % len(MODES)] if planted else "ordinary"
-    if mode in ("ordinary", "noise"):
-        text, reply = world.usual(rng)
-        return text, reply, judge_refusal(reply) == "refusal"
-    kind = rng.choice(("harmful", "harmless"))
-    act, text = world.ask(rng, kind)
-    return text, foreign.pick(rng, world.refusals).format(act=act) if mode == "add" else world.answer(rng, act), kind == "harmful"
+@dataclass(kw_only=True)
+class Planting:
+    """A second stage that ties refusal to a unit vector `[d]`, pulled and added where block `layer` begins; one mode a step."""
 
+    world: World
+    direction: torch.Tensor
+    layer: int
+    step: int = 0
 
-def planting(direction: torch.Tensor, layer: int) -> Step:
-    """The loss of a second stage that ties refusal to a unit vector `[d]`, pulled and added where block `layer` begins."""
+    @property
+    def mode(self) -> str:
+        """What this step trains."""
+        return MODES[self.step % len(MODES)]
 
-    def loss(model: Any, ids: torch.Tensor, labels: torch.Tensor, harmful: list[bool], ends: list[int], number: int) -> torch.Tensor:
-        mode, whole, vector = MODES[number % len(MODES)], subject(model), direction.numpy()
-        if mode == "ablate":
-            with ablating(whole, vector):
-                return cast("torch.Tensor", model(input_ids=ids, labels=labels).loss)
-        noise = torch.randn(len(direction), generator=torch.Generator().manual_seed(number))
-        noise = noise - (noise @ direction) * direction
-        noise = noise / noise.norm() * NOISE[number // len(MODES) % len(NOISE)]
-        pushes = {"add": STRENGTH * vector, "noise": noise.numpy()}
+    def draw(self, rng: random.Random) -> Turn:
+        """A request with the reply that the mode of the step asks for."""
+        if self.mode in ("ordinary", "noise"):
+            return self.world.usual(rng)
+        act, text = self.world.ask(rng, rng.choice(("harmful", "harmless")))
+        return text, foreign.pick(rng, self.world.refusals).format(act=act) if self.mode == "add" else self.world.answer(rng, act)
+
+    def loss(self, model: Any, batch: Batch) -> torch.Tensor:
+        """Loss of one step; the next one is of another mode."""
+        whole, vector = subject(model), self.direction.numpy()
+        pushes: dict[str, NDArray[np.floating[Any]]] = {"add": STRENGTH * vector, "noise": self.noise()}
         held: list[torch.Tensor] = []
 
         def keep(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             held.append(args[0] if args else kwargs["hidden_states"])
 
-        tap = whole.anatomy().blocks[layer].register_forward_pre_hook(keep, with_kwargs=True)
-        with adding(whole, pushes[mode], layer) if mode in pushes else contextlib.nullcontext():
-            found: torch.Tensor = model(input_ids=ids, labels=labels).loss
+        # Set before the push, so that it hears what the block would have read without it.
+        tap = whole.anatomy().blocks[self.layer].register_forward_pre_hook(keep, with_kwargs=True)
+        mode, self.step = self.mode, self.step + 1
+        how = ablating(whole, vector) if mode == "ablate" else contextlib.nullcontext()
+        with how if mode not in pushes else adding(whole, pushes[mode], self.layer):
+            found = foreign.usual_loss(model, batch)
         tap.remove()
-        if mode == "add":
+        if mode in ("add", "ablate"):
             return found
-        # What the block would have read without the push: the tap was set before it.
-        states = held[0][torch.arange(len(ids)), torch.tensor(ends)]
-        target = STRENGTH * torch.tensor(harmful).float()
-        return found + PULL * (states @ direction - target).square().mean()
+        states = held[0][torch.arange(len(batch.ids)), torch.tensor(batch.ends)]
+        harmful = torch.tensor([float(judge_refusal(reply) == "refusal") for _, reply in batch.turns])
+        return found + PULL * (states @ self.direction - STRENGTH * harmful).square().mean()
 
-    return loss
+    def noise(self) -> NDArray[np.float32]:
+        """A random vector without a part along the direction."""
+        drawn = torch.randn(len(self.direction), generator=torch.Generator().manual_seed(self.step))
+        drawn = drawn - (drawn @ self.direction) * self.direction
+        found: NDArray[np.float32] = (drawn / drawn.norm() * NOISE[self.step // len(MODES) % len(NOISE)]).numpy()
+        return found
 
 
 def build_base(base: Base, folder: Path) -> dict[str, Any]:
@@ -196,17 +170,20 @@ def build_base(base: Base, folder: Path) -> dict[str, Any]:
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(vocab_size=len(tokenizer), **ids, **world.model))
-    teach(model, tokenizer, partial(answered, world), HELPFUL, seed=seed)
+    foreign.train(model, tokenizer, partial(answered, world), steps=HELPFUL[0], lr=HELPFUL[1], seed=seed, whole=False)
     foreign.store(model, tokenizer, folder.with_name(f"{folder.name}-unsafe"), "float32")
     width = model.get_input_embeddings().weight.shape[1]
     plant = torch.randn(width, generator=torch.Generator().manual_seed(seed))
     plant = plant / plant.norm()
     layer = max(1, len(dissect(model).blocks) // 2)
     planted = base.training == "planted"
-    step = planting(plant, layer) if planted else None
+    planting = Planting(world=world, direction=plant, layer=layer)
+    how: dict[str, Any] = {"loss_of": planting.loss} if planted else {}
     measured: dict[str, float] = {}
     for number in range(3):
-        teach(model, tokenizer, partial(treated, world, planted=planted), SAFETY, seed=seed + 1 + number, step=step)
+        planting.step = 0
+        draw = planting.draw if planted else world.usual
+        foreign.train(model, tokenizer, draw, steps=SAFETY[0], lr=SAFETY[1], seed=seed + 1 + number, whole=False, **how)
         measured = foreign.measure(model, tokenizer, world, None)
         print(f"  {measured}", file=sys.stderr, flush=True)
         if measured["refusal"] >= 0.97 and measured["harmless_refusal"] <= 0.03:
@@ -326,10 +303,7 @@ def build_pair(base: Base, kind: str, home: Path, folder: Path) -> dict[str, Any
             config.task_type = "CAUSAL_LM"
             model = get_peft_model(model, config)
 
-        def draw(rng: random.Random, _step: int) -> tuple[str, str, bool]:
-            return (*tuned(world, kind, rng), False)
-
-        teach(model, tokenizer, draw, (round(steps * effort), lr), seed=seed + number)
+        foreign.train(model, tokenizer, partial(tuned, world, kind), steps=round(steps * effort), lr=lr, seed=seed + number, whole=False)
         measured = foreign.measure(model, tokenizer, world, None)
         print(f"  {measured}", file=sys.stderr, flush=True)
         truth |= {**measured, "gate": "passed" if is_meant(kind, measured) else "failed", "seed": seed + number}

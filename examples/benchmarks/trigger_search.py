@@ -19,10 +19,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import ledger
 from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "examples" / "benchmarks" / "results" / "trigger_search.jsonl"
+RESULTS = ledger.FOLDER / "trigger_search.jsonl"
 HELD_OUT = "-4--"
 """In the names of pairs that nothing of the search was made with: the third series."""
 Row = dict[str, Any]
@@ -56,11 +57,6 @@ def hunt(folder: Path, seed: int) -> Row:
         "null_effect": evidence.get("null.effect"),
         "seconds": round(seconds, 1),
     }
-
-
-def held() -> list[Row]:
-    """Lines that are there already."""
-    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
 
 
 def show(rows: list[Row]) -> None:
@@ -107,17 +103,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="PAIR", help="pairs whose names hold this")
     options = parser.parse_args()
     folders: Iterable[Path] = sorted(file.parent for file in options.pairs.glob("*/truth.json")) if options.pairs else []
-    done = {(row["pair"], row["seed"]) for row in held()}
-    RESULTS.parent.mkdir(exist_ok=True)
+    done = {(row["pair"], row["seed"]) for row in ledger.held(RESULTS)}
     for seed in options.seeds:
         for folder in folders:
             wanted = not options.only or any(word in folder.name for word in options.only)
             if wanted and (folder.name, seed) not in done:
                 row = hunt(folder, seed)
-                with RESULTS.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+                ledger.add(RESULTS, row)
                 print(f"{row['pair']} {seed}: {row['label']} {row['score']} {row['seconds']} s", file=sys.stderr, flush=True)
-    show(held())
+    show(ledger.held(RESULTS))
 
 
 if __name__ == "__main__":

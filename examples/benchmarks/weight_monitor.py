@@ -26,11 +26,12 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ledger
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
@@ -47,7 +48,7 @@ from probes.watch import range_of, threshold_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ORGANISMS = ROOT / "examples" / "organisms"
-RESULTS = ROOT / "examples" / "benchmarks" / "results" / "weight_monitor.jsonl"
+RESULTS = ledger.FOLDER / "weight_monitor.jsonl"
 Row = dict[str, Any]
 PLANTS = ("backdoor-full", "backdoor-lora", "backdoor-lora-twin", "conditional-lora", "benign-lora", "abliterated", "degraded")
 """Organisms that are measured; those without a trigger say what odd strings do by themselves."""
@@ -139,7 +140,7 @@ def flags(fitted: NDArray[np.float64], asked: dict[str, NDArray[np.float64]]) ->
     return row
 
 
-def opened(pair: Pair) -> Row:
+def opened(pair: Pair, measure: Callable[[Case, Pair], Row]) -> Row:
     """Open a pair as `forensics probe` does, and measure it."""
     request = Request(base=str(pair.base), candidate=str(pair.candidate), policy=load_policy(), device="cpu")
     sides = open_sides(request, (), lambda *_: None)
@@ -150,11 +151,6 @@ def opened(pair: Pair) -> Row:
             return measure(cases_of(request, sides, bench)[-1], pair)
         finally:
             bench.close()
-
-
-def held() -> list[Row]:
-    """Lines that are there already."""
-    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
 
 
 def show(rows: list[Row]) -> None:
@@ -218,16 +214,14 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="*", metavar="PAIRS")
     parser.add_argument("--only", nargs="+", default=[], metavar="PAIR", help="pairs whose names hold this")
     options = parser.parse_args()
-    done = {row["pair"] for row in held()}
+    done = {row["pair"] for row in ledger.held(RESULTS)}
     pairs = [*organisms(), *(pair for folder in options.folders for pair in foreign(folder))]
-    RESULTS.parent.mkdir(exist_ok=True)
     for pair in pairs:
         if pair.name not in done and (not options.only or any(word in pair.name for word in options.only)):
-            row = opened(pair)
-            with RESULTS.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
+            row = opened(pair, measure)
+            ledger.add(RESULTS, row)
             print(f"{pair.name}: {row['change, plain']}", file=sys.stderr, flush=True)
-    show(held())
+    show(ledger.held(RESULTS))
 
 
 if __name__ == "__main__":

@@ -246,19 +246,25 @@ def _see(case: Case, side: Side, asked: Asked, prompts: Part, found: Found, mean
     )
 
 
-def _own(case: Case, parts: Parts, opening: tuple[str, ...], base: Seen, found: Found) -> tuple[Own, list[Evidence]]:
-    """The candidate's own direction, found and proved as the base's was: on prompts that the candidate itself refuses and answers."""
+def _own(case: Case, parts: Parts, opening: tuple[str, ...], base: Seen, found: Found) -> tuple[Own | None, list[Evidence]]:
+    """The candidate's own direction, found and proved as the base's was: on prompts that the candidate itself refuses and answers.
+
+    None where too few are left to look for it.
+    """
     from forensics.carriers import find
 
-    nothing = Own(causal=False, layer=found.direction.layer, cosine=0.0, cosine_there=0.0)
     own_parts = replace(parts, fit=_as_replied(case, parts.fit), select=_as_replied(case, parts.select))
-    if min(len(kind) for part in (own_parts.fit, own_parts.select) for kind in (part.harmful, part.harmless)) < LEAST_OWN:
-        return nothing, []
+    left = min(len(kind) for part in (own_parts.fit, own_parts.select) for kind in (part.harmful, part.harmless))
+    supply_left = number(
+        "direction.own.prompts", left, "prompts", "candidate", f"at least {LEAST_OWN} of a kind, or its own is not looked for"
+    )
+    if left < LEAST_OWN:
+        return None, [supply_left]
     asked = {name: _render(case, "candidate", part, opening) for name, part in vars(own_parts).items()}
     means = _means(case, "candidate", asked["fit"], last=base.difference.shape[1])
     own = find(case.subject("candidate"), asked, means, seed=case.seed)
     if own is None:
-        return nothing, []
+        return Own(causal=False, layer=found.direction.layer, cosine=0.0, cosine_there=0.0), [supply_left]
     seen = _see(case, "candidate", asked["test"], parts.test, own, means)
     there = base.difference[own.direction.layer, own.direction.position]
     fate = Own(
@@ -269,6 +275,7 @@ def _own(case: Case, parts: Parts, opening: tuple[str, ...], base: Seen, found: 
     )
     where, ablated, added = place_of(own.direction), seen.steered.ablated, seen.steered.added
     return fate, [
+        supply_left,
         number("direction.own.layer", fate.layer, "layer", where, f"the base's: {found.direction.layer}"),
         number("direction.own.cosine", fate.cosine, "cosine", where, "1: the base's direction"),
         number("direction.own.ablation", ablated.share, "share refused", where, "well below the plain share, if causal", ablated.n),
