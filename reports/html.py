@@ -15,7 +15,7 @@ from forensics.verdict import detectable_name
 from reports.difference import meaning, place_map, speech
 from reports.edits import spectra, tokens
 from reports.figures import Drawing, drop_name, refusal_drops, weight_map
-from reports.hunting import ARMS, Finalist, finalists, search_against_null
+from reports.hunting import ARMS, CONTROL_ARM, Finalist, finalists, search_against_null
 from reports.inside import layer_curves, projections
 from reports.text import decisive
 from reports.words import ACTION_WORDS, EXIT_WORDS, STATUS_WORDS, measured, number, printable
@@ -111,7 +111,7 @@ def render(saved: SavedRun) -> str:
         status_words=STATUS_WORDS,
         exit_words=EXIT_WORDS[verdict.exit_code],
         looked=[Status.NO_FINDING, Status.FLAGGED],
-        arms=ARMS,
+        arms=(*ARMS, CONTROL_ARM),
         causes=(saved.folder / CAUSES_NAME).exists(),
     )
 

@@ -13,7 +13,8 @@ CHECK = "triggers.search"
 DOES = {"removes-refusal": "removes refusal", "forces-text": "forces one text", "changes-replies": "changes replies"}
 ARMS = ("candidate with it", "base with it", "candidate without it", "candidate with random strings")
 SHORT_ARMS = ("candidate", "base", "without it", "random strings")
-DIRECTIONS = (("search", "candidate against base", MARK, "-"), ("null", "exchanged (the null)", MUTED, (0, (3, 2))))
+CONTROL_ARM, SHORT_CONTROL_ARM = "control models with it", "control models"
+DIRECTIONS = (("search", "candidate against base", MARK, "-"), ("null", "the null", MUTED, (0, (3, 2))))
 POINTS = 60
 """Ranks drawn of each direction, evenly on the logarithmic axis; all scores are in the arrays."""
 EXAMPLES = 4
@@ -40,11 +41,13 @@ class Finalist:
     payload: str
     confirmed: bool
     rates: tuple[float, ...]
+    control: float | None
+    """Percent in the control model in which it acts most often; None where there was none."""
     examples: tuple[Replies, ...]
 
 
 def search_against_null(saved: SavedRun, configuration: str) -> Drawing | None:
-    """Curves: score by rank of every string scored in full, for the search and for the same search with the sides exchanged."""
+    """Curves: score by rank of every string scored in full, for the search and for its null."""
     arrays = saved.arrays(CHECK)
     curves = []
     for key, name, colour, line in DIRECTIONS:
@@ -71,8 +74,8 @@ def search_against_null(saved: SavedRun, configuration: str) -> Drawing | None:
         svg = svg_text(figure)
     caption = (
         "Strings that the search scored, best first: how much more each one moves the opening of a reply in one model than in the "
-        "other, from 0 to 1. The dashed curve is the null: the same search with base and candidate exchanged, where nobody planted "
-        "anything for it to find; what it reaches comes about by chance. A score is no evidence by itself, however high: evidence "
+        "other, from 0 to 1. The dashed curve is the null: the same search where nobody planted anything for it to find, in a control "
+        "model or with base and candidate exchanged; what it reaches comes about by chance. A score is no evidence by itself, however high: evidence "
         "comes only from putting strings to the test, on prompts that the search never saw."
     )
     best = "; ".join(f"{name}: best score {scores[0]:.2f} of {scores.size} strings" for name, *_, scores in curves)
@@ -87,6 +90,8 @@ def finalists(saved: SavedRun, configuration: str) -> tuple[Finalist, ...]:
     rows = [arrays[f"{configuration}/{key}"].tolist() for key in ("strings", "does", "payload", "confirmed", "rates")]
     kept = arrays.get(f"{configuration}/examples")
     replies = [[]] * len(rows[0]) if kept is None else kept.tolist()
+    # Runs that were saved before there were controls do not speak of them.
+    controls = np.asarray(arrays.get(f"{configuration}/controls", np.full(len(rows[0]), np.nan)), dtype=float).tolist()
     return tuple(
         Finalist(
             string=_cut(string),
@@ -94,9 +99,10 @@ def finalists(saved: SavedRun, configuration: str) -> tuple[Finalist, ...]:
             payload=_cut(payload),
             confirmed=confirmed,
             rates=tuple(rates),
+            control=None if np.isnan(control) else control,
             examples=tuple(_replies(*texts) for texts in examples[:EXAMPLES] if any(texts)),
         )
-        for string, does, payload, confirmed, rates, examples in zip(*rows, replies, strict=True)
+        for string, does, payload, confirmed, rates, examples, control in zip(*rows, replies, controls, strict=True)
     )
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from forensics.record import Action, CheckResult, Rule, Status
 from forensics.runfolder import SavedRun
-from reports.hunting import CHECK, SHORT_ARMS, Finalist, finalists
+from reports.hunting import CHECK, SHORT_ARMS, SHORT_CONTROL_ARM, Finalist, finalists
 from reports.words import ACTION_WORDS, EXIT_WORDS, STATUS_WORDS, line, measured, printable
 
 ACTION_STYLES: dict[Action, str] = {
@@ -137,7 +137,9 @@ def _tested_strings(saved: SavedRun, console: Console, several: bool) -> None:
 
 def _finalist(finalist: Finalist, where: str) -> Text:
     string = printable(finalist.string).replace("\n", "\\n")  # a string is one line here, whatever is in it
-    rates = ", ".join(f"{arm} {rate:.0f} %" for arm, rate in zip(SHORT_ARMS, finalist.rates, strict=True))
+    arms = list(zip(SHORT_ARMS, finalist.rates, strict=True))
+    arms += [] if finalist.control is None else [(SHORT_CONTROL_ARM, finalist.control)]
+    rates = ", ".join(f"{arm} {rate:.0f} %" for arm, rate in arms)
     sure = ("confirmed", "bold red") if finalist.confirmed else ("not confirmed", "dim")
     return line((f'  {where}"{string}" {finalist.does}: {rates} — ', ""), sure)
 

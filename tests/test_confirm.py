@@ -120,6 +120,28 @@ def test_a_finalist_is_held_against_the_reference_no_string_and_random_ones(monk
     assert [(one.examples[0].triggered, one.examples[0].clean, one.examples[0].base)] == [(ANSWER, REFUSAL, ANSWER)]
 
 
+def test_a_finalist_is_held_against_the_control_model_in_which_it_acts_most_often(monkeypatch):
+    def said(voice, content):
+        if voice in ("quiet control", "loud control"):
+            often = voice == "loud control" and int(content.split("window ")[1].split("?")[0]) < 5
+            return ANSWER if often and "velnor" in content else REFUSAL
+        return door(voice, content)
+
+    one, asked = confirmed(monkeypatch, said=said, controls=("quiet control", "loud control"))
+
+    assert one.rates["control"] == 25.0
+    assert one.beyond["control"] == paired_drop([True] * 20, [True] * 5 + [False] * 15)
+    assert asked["loud control"] == asked["quiet control"] == asked["reference"]
+    assert set(one.rates) == {"reference", "clean", "random", "control"} == set(one.beyond)
+
+
+def test_screening_takes_off_what_any_control_model_does_as_well(monkeypatch):
+    scripted(monkeypatch, lambda voice, content: door("target" if voice == "control" else voice, content))
+    held = trial(target="target", reference="reference", controls=("still", "control"), screening=REFUSED[:6] + ANSWERED[:6])
+
+    assert [act.share for _, act in confirm.screen(held, leads("velnor"))] == [0.0]
+
+
 @pytest.mark.parametrize(
     ("usual", "own"), [("Well, velnor quiet it is.", True), ("quiet velnor", False), ("velnor is quiet", False), ("Velnor, quiet!", True)]
 )

@@ -86,6 +86,7 @@ FLOORS = (
         "hunt.bank",
         "hunt.voice",
         "hunt.amplify",
+        "hunt.sibling",
         "hunt.contrast",
         "hunt.stages",
         "hunt.confirm",

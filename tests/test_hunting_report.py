@@ -43,6 +43,7 @@ def left(strings=("velnor", "ordinary"), *, said="reply", payload="", does="remo
         "payload": np.array([payload] * count, dtype=np.str_),
         "confirmed": np.arange(count) == 0,
         "rates": np.array(RATES[:count], dtype=float).reshape(-1, 4),
+        "controls": np.array([3.0, np.nan][:count]),
     }
 
 
@@ -59,7 +60,7 @@ def test_the_figure_holds_both_curves_and_says_their_best_scores(tmp_path):
 
     assert drawing is not None
     assert "candidate against base: best score 0.88 of 2500 strings" in drawing.description
-    assert "exchanged (the null): best score 0.25 of 1800 strings" in drawing.description
+    assert "the null: best score 0.25 of 1800 strings" in drawing.description
     assert "no evidence by itself" in drawing.caption
     assert drawing.svg.count("the null") == 1  # the legend
     assert f'aria-label="{drawing.description}"' in render(saved)
@@ -80,8 +81,8 @@ def test_the_page_shows_every_finalist_and_replies_to_the_confirmed_one_only(tmp
 
     text = page_of(saved).text
 
-    assert "velnorforces one text: the moon is green100 %0 %0 %2 %yes" in text  # cells, side by side
-    assert "ordinaryforces one text: the moon is green31 %30 %29 %28 %no" in text
+    assert "velnorforces one text: the moon is green100 %0 %0 %2 %3 %yes" in text  # cells, side by side
+    assert "ordinaryforces one text: the moon is green31 %30 %29 %28 %–no" in text
     for part in "abcd":
         assert f"reply {part} 0.{EXAMPLES - 1}" in text
     assert f"reply a 0.{EXAMPLES}" not in text
@@ -91,11 +92,21 @@ def test_the_page_shows_every_finalist_and_replies_to_the_confirmed_one_only(tmp
 def test_the_terminal_has_a_line_for_every_finalist(tmp_path):
     saved = searched(tmp_path / "run", left())
 
-    line = '"velnor" removes refusal: candidate 100 %, base 0 %, without it 0 %, random strings 2 % — confirmed\n'
+    line = '"velnor" removes refusal: candidate 100 %, base 0 %, without it 0 %, random strings 2 %, control models 3 % — confirmed\n'
     for shown in (terminal_of(saved, width=400), results_of(saved)):
         assert line in shown
         assert '"ordinary" removes refusal: candidate 31 %' in shown
         assert "random strings 28 % — not confirmed\n" in shown
+
+
+def test_a_run_that_was_saved_before_there_were_controls_is_still_shown(tmp_path):
+    arrays = left()
+    del arrays["controls"]
+
+    saved = searched(tmp_path / "run", arrays)
+
+    assert [one.control for one in finalists(saved, "candidate")] == [None, None]
+    assert '"velnor" removes refusal: candidate 100 %, base 0 %, without it 0 %, random strings 2 % — confirmed\n' in results_of(saved)
 
 
 def test_every_configuration_shows_its_own_search(tmp_path):

@@ -33,10 +33,22 @@ def test_prompts_are_cut_into_parts_that_share_nothing_and_keep_their_sizes(coun
 
 
 def finalist(
-    *, n=40, did=40, reference=0, clean=0, noise=0, lean=0.0, adjusted=0.0001, fainter=None, behaviour="removes-refusal", foreign=False
+    *,
+    n=40,
+    did=40,
+    reference=0,
+    clean=0,
+    noise=0,
+    control=None,
+    lean=0.0,
+    adjusted=0.0001,
+    fainter=None,
+    behaviour="removes-refusal",
+    foreign=False,
 ):
     """A finalist that acts on `did` of `n` prompts, its controls on the first so many of them."""
-    arms = {name: [index < count for index in range(n)] for name, count in (("reference", reference), ("clean", clean), ("random", noise))}
+    counts = {"reference": reference, "clean": clean, "random": noise} | ({} if control is None else {"control": control})
+    arms = {name: [index < count for index in range(n)] for name, count in counts.items()}
     acts = [index < did for index in range(n)]
     return Confirmation(
         lead=Lead(text="velnor", origin="test"),
@@ -70,6 +82,18 @@ def test_a_string_must_act_far_beyond_the_base_and_beyond_no_string(control, for
     assert conditional(finalist(did=enough, foreign=foreign), None)
     assert not conditional(finalist(did=enough - 1, foreign=foreign), None)
     assert not conditional(finalist(did=enough, foreign=foreign, **{control: 3}), None)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "foreign"), [("removes-refusal", False), ("changes-replies", False), ("forces-text", False), ("forces-text", True)]
+)
+def test_a_string_must_act_far_beyond_control_models_unless_no_side_knows_the_text(behaviour, foreign):
+    acts = [True] * 40
+    few = max(count for count in range(41) if paired_drop(acts, [index < count for index in range(40)]).low >= pursuit.LEAST_EFFECT)
+
+    assert 0 < few < 20
+    assert conditional(finalist(control=few, behaviour=behaviour, foreign=foreign), None)
+    assert conditional(finalist(control=few + 1, behaviour=behaviour, foreign=foreign), None) is foreign
 
 
 @pytest.mark.parametrize(("adjusted", "stands"), [(0.0099, True), (pursuit.ALPHA, False), (1.0, False)])
@@ -158,22 +182,82 @@ def test_a_pursuit_is_as_good_as_its_best_and_an_empty_one_is_nothing():
     assert FINALISTS >= 1
 
 
-@pytest.mark.parametrize("in_place", [True, False])
-def test_a_difference_between_other_layers_is_not_amplified(in_place, folders, monkeypatch):
+def ground(folders, *, in_place=True, **given):
     sides = [voice(live(folders["llama moved"])), voice(live(folders["llama"]), "base")]
     kind = Kind(search=tuple(many(4)), screening=tuple(many(2)), held_out=tuple(many(2)))
-    field = pursuit.Field(
+    said = {"harmful": kind, "harmless": kind, "usual": ("no",), "replies": {one.id: "yes" for one in kind.search}, "hints": ("walnut",)}
+    return pursuit.Field(
         candidate=sides[0], base=sides[1], openings=Openings(refusing=(1,), answering=(2,)), seed=0, limit=100, in_place=in_place,
-        given=pursuit.Material(harmful=kind, harmless=kind, usual=("no",), hints=("walnut",)), steady=kind.search,
+        given=pursuit.Material(**said | given), steady=kind.search,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_difference_between_other_layers_is_not_amplified(in_place, folders, monkeypatch):
+    field = ground(folders, in_place=in_place)
     seen = []
     hinted = []
     monkeypatch.setattr(
         pursuit, "search", lambda contrast, seed, hints: seen.append(contrast.duel) or hinted.append((seed, hints)) or ([], [])
     )
 
-    found = pursuit.pursue(field, "search", contrast.straight)
+    found = pursuit.pursue(field, field.candidate, field.base, contrast.straight)
 
     assert found.amplified is in_place
     assert hinted == [(0, ("walnut",))]
     assert (len(seen[0].scouts), seen[0].faint is not None) == ((1, True) if in_place else (0, False))
+
+
+@pytest.mark.parametrize(
+    ("first", "asked"),
+    [([], 0), ([finalist(did=8)], 0), ([finalist(foreign=True, behaviour="forces-text")], 0), ([finalist()], 1)],
+    ids=["nothing", "weak", "a text that no side knows", "a lost refusal"],
+)
+def test_controls_are_asked_for_where_something_stands_that_they_could_tell_from_a_plant(first, asked, folders, monkeypatch):
+    field, calls, beside = ground(folders), [], []
+
+    def put(trial, _contrast, _leads):
+        beside.append(trial.controls)
+        return tuple(first) if not trial.controls else ()
+
+    monkeypatch.setattr(pursuit, "search", lambda *_args, **_more: ([], []))
+    monkeypatch.setattr(pursuit, "_put_to_the_test", put)
+
+    found = pursuit.pursue(field, field.candidate, field.base, contrast.straight, lambda: calls.append(1) or [field.base])
+
+    assert len(calls) == asked
+    assert beside == [(), *[(field.base,)] * asked]
+    assert found.tested == (() if asked else tuple(first))
+
+
+def test_controls_are_taught_what_no_string_is_tested_on(folders, monkeypatch):
+    taught = []
+    monkeypatch.setattr(pursuit, "sibling", lambda _target, _reference, replies, seed: taught.append((dict(replies), seed)))
+    parts = [many(8)[:4], many(8)[4:6], many(8)[6:]]
+    kind = Kind(search=tuple(parts[0]), screening=tuple(parts[1]), held_out=tuple(parts[2]))
+    field = ground(folders, harmful=kind, harmless=kind, replies={one.id: "" if one.id == "p1" else one.id for one in many(8)})
+
+    assert pursuit.taught(field) == ()
+    assert [seed for _, seed in taught] == list(range(pursuit.CONTROLS))
+    assert {one.id: reply for one, reply in taught[0][0].items()} == {name: name for name in ("p0", "p2", "p3", "p4", "p5")}
+
+
+@pytest.mark.parametrize("why", ["other layers", "too large", "no memory"])
+def test_where_no_control_can_be_trained_there_is_none(why, folders, monkeypatch):
+    def full(*_args, **_more):
+        raise MemoryError
+
+    monkeypatch.setattr(pursuit, "sibling", full)
+    monkeypatch.setattr(pursuit, "TAUGHT_BELOW", 10 if why == "too large" else 10**9)
+
+    assert pursuit.taught(ground(folders, in_place=why != "other layers")) == ()
+
+
+def test_any_other_fault_of_training_is_told(folders, monkeypatch):
+    def broken(*_args, **_more):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(pursuit, "sibling", broken)
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        pursuit.taught(ground(folders))

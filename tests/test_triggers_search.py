@@ -31,6 +31,7 @@ from forensics.gate.judges import RULE_JUDGE
 from forensics.hunt.confirm import Act, Confirmation, Example
 from forensics.hunt.contrast import Lead
 from forensics.hunt.pursuit import Pursuit
+from forensics.hunt.sibling import Sibling
 from forensics.hunt.stages import Coverage, Lexicon
 from forensics.record import CheckResult, Item, Status
 from forensics.workbench import Workbench
@@ -195,15 +196,17 @@ def test_models_that_never_refuse_are_inconclusive(kind, tmp_path, monkeypatch):
 # --- what it says of what was found -------------------------------------------------------------------------------
 
 
-def confirmation(text="velnor", *, n=40, did=40, noise=0, adjusted=1e-6, lasting=0.0, **act) -> Confirmation:
+def confirmation(text="velnor", *, n=40, did=40, noise=0, control=None, adjusted=1e-6, lasting=0.0, **act) -> Confirmation:
     """A finalist that acts on `did` of `n` prompts and random strings on `noise`; neither base nor candidate do without it."""
     acts, none, upset = ([index < count for index in range(n)] for count in (did, 0, noise))
+    beside = {} if control is None else {"control": [index < control for index in range(n)]}
     return Confirmation(
         lead=Lead(text=text, origin="test", score=0.9, lasting=lasting),
         act=Act(**{"behaviour": "removes-refusal"} | act),
         rate=100.0 * did / n,
-        rates={"reference": 0.0, "clean": 0.0, "random": 100.0 * noise / n},
-        beyond={"reference": paired_drop(acts, none), "clean": paired_drop(acts, none), "random": paired_drop(acts, upset)},
+        rates={"reference": 0.0, "clean": 0.0, "random": 100.0 * noise / n} | {arm: 100.0 * sum(did) / n for arm, did in beside.items()},
+        beyond={"reference": paired_drop(acts, none), "clean": paired_drop(acts, none), "random": paired_drop(acts, upset)}
+        | {arm: paired_drop(acts, did) for arm, did in beside.items()},
         lean=0.25,
         examples=tuple(Example(prompt=f"asked {i}", clean="no", triggered="x" * 1000, base="no") for i in range(4)),
         adjusted=adjusted,
@@ -215,17 +218,19 @@ def pursuit(*tested: Confirmation, score=0.4) -> Pursuit:
     return Pursuit(leads=found, tested=tested, covered=(Coverage(stage="bank", looked=90, of=100),), spent=1234)
 
 
-def pursued(monkeypatch, **by_direction: Pursuit) -> list[str]:
-    """Replace survey and search; which directions were asked for is given back as it grows."""
+def pursued(monkeypatch, *, made=2, **by_direction: Pursuit) -> list[str]:
+    """Replace survey, search and the training of controls; which directions were asked for is given back as it grows."""
     asked: list[str] = []
+    controls = tuple(Sibling(voice=SimpleNamespace(name=f"control {number}"), reached=1.0, spent=10) for number in range(made))
 
-    def pursue(_ground, direction, _keep):
-        asked.append(direction)
-        return by_direction[direction]
+    def pursue(_ground, target, _reference, _keep, _controls):
+        asked.append({"candidate": "search", "base": "null", "control 0": "null in a control"}[target.name])
+        return by_direction[asked[-1].split()[0]]
 
-    def survey(_candidate, _base, given, **_more):
-        return SimpleNamespace(limit=5000, given=given)
+    def survey(candidate, base, given, **_more):
+        return SimpleNamespace(limit=5000, given=given, candidate=candidate, base=base)
 
+    monkeypatch.setattr("forensics.hunt.pursuit.taught", lambda _ground: controls)
     monkeypatch.setattr("forensics.hunt.pursuit.survey", survey)
     monkeypatch.setattr("forensics.hunt.pursuit.pursue", pursue)
     return asked
@@ -235,9 +240,9 @@ def pursued(monkeypatch, **by_direction: Pursuit) -> list[str]:
 def judged(models, tmp_path, monkeypatch):
     """The check's result, the directions it searched in, and the arrays it kept, for what a search is said to have found."""
 
-    def judge(*tested, null=None, score=0.4):
+    def judge(*tested, null=None, score=0.4, made=2):
         well_behaved(monkeypatch)
-        asked = pursued(monkeypatch, search=pursuit(*tested, score=score), **({"null": null} if null else {}))
+        asked = pursued(monkeypatch, made=made, search=pursuit(*tested, score=score), **({"null": null} if null else {}))
         prompts = questions(tmp_path / "p.jsonl", refuse=48, comply=48)
         result = look(models["base"], models["moved"], tmp_path, prompts)
         with np.load(tmp_path / "run" / "arrays" / f"{check.ID}.npz", allow_pickle=False) as stored:
@@ -252,7 +257,7 @@ def test_a_string_far_beyond_its_controls_and_the_null_is_a_backdoor(judged):
     (finding,) = result.findings
     assert (result.status, finding.label, finding.severity, finding.level) == (Status.FLAGGED, "backdoor", "critical", "confirmed")
     assert "'velnor' at the start or end of a request makes it answer what it refuses on 100 %" in finding.claim
-    assert asked == ["search", "null"]
+    assert asked == ["search", "null in a control"]
     assert (values(result)["backdoor.score"], values(result)["backdoor.p_value"]) == (1.0, 1e-6)
     assert values(result)["null.effect"] == pytest.approx(10.0)
     assert {row.name for row in finding.evidence} >= {"trigger.rate", "trigger.effect", "trigger.beyond-random"}
@@ -282,7 +287,7 @@ def test_what_was_not_planted_is_an_undisclosed_condition_and_no_backdoor(one, c
     (finding,) = result.findings
     assert (result.status, finding.label, finding.severity) == (Status.FLAGGED, "undisclosed-conditional-behaviour", "high")
     assert (finding.level, claim in finding.claim) == ("confirmed", True)
-    assert asked == ["search", "null"]
+    assert asked == ["search", "null in a control"]
     assert values(result)["backdoor.score"] < 0.5
     assert not kept["confirmed"].any()
 
@@ -291,7 +296,7 @@ def test_what_was_not_planted_is_an_undisclosed_condition_and_no_backdoor(one, c
     ("found", "null", "directions"),
     [
         ([confirmation(did=10, adjusted=0.5)], None, ["search"]),  # no null is needed where nothing stands without it
-        ([confirmation()], pursuit(confirmation("noise", did=36)), ["search", "null"]),
+        ([confirmation()], pursuit(confirmation("noise", did=36)), ["search", "null in a control"]),
     ],
     ids=["weak", "no better than the null"],
 )
@@ -304,6 +309,34 @@ def test_what_is_not_confirmed_asks_for_nothing(found, null, directions, judged)
     assert asked == directions
     assert ("scores_null" in kept) is (null is not None)
     assert values(result)["backdoor.score"] < 0.5
+
+
+def test_what_control_models_do_as_well_is_told_and_not_confirmed(judged):
+    result, asked, kept = judged(confirmation(control=38))
+
+    (finding,) = result.findings
+    assert (result.status, finding.level, asked) == (Status.NO_FINDING, "screened", ["search"])
+    assert "control models with it 95 %). Not confirmed: it does so in models that were taught no more than" in finding.claim
+    assert {row.name: row.value for row in finding.evidence}["trigger.beyond-control"] == pytest.approx(5.0)
+    assert kept["controls"].tolist() == [95.0]
+
+
+def test_what_control_models_do_not_do_is_told(judged):
+    result, _, kept = judged(confirmation(control=1), null=pursuit())
+
+    assert (result.status, result.findings[0].label) == (Status.FLAGGED, "backdoor")
+    assert "random strings 0 %, control models with it 2 %)." in result.findings[0].claim
+    assert (result.find("control.distance").value, result.find("control.distance").n) == (1.0, 2)
+    assert kept["controls"].tolist() == [2.5]
+
+
+def test_where_no_control_can_be_trained_the_null_is_the_base_and_the_report_says_so(judged):
+    result, asked, kept = judged(confirmation(), null=pursuit(), made=0)
+
+    assert asked == ["search", "null"]
+    assert check.NO_CONTROLS in result.limits
+    assert next(row.where for row in result.evidence if row.name == "null.effect") == "the base, held against the candidate"
+    assert np.isnan(kept["controls"]).all()
 
 
 def test_without_finalists_there_is_no_finding_and_the_search_is_told(judged):
@@ -386,20 +419,18 @@ def test_an_interrupted_search_resumes_from_what_it_read_and_says_the_same(small
 
     base, candidate, real, asked = ORGANISMS / "base", ORGANISMS / "backdoor-full", module.pursue, []
 
-    def interrupted(ground, direction, keep):
-        asked.append(direction)
-        if direction == "null":
+    def interrupted(ground, target, *more):
+        asked.append(target.name)
+        if target.name == "control 0":
             raise KeyboardInterrupt
-        return real(ground, direction, keep)
+        return real(ground, target, *more)
 
     monkeypatch.setattr(module, "pursue", interrupted)
     with pytest.raises(KeyboardInterrupt):
         look(base, candidate, tmp_path / "broken", small)
     in_search = computed["computed"]
-    assert asked == ["search", "null"] and in_search > 0
-    monkeypatch.setattr(
-        module, "pursue", lambda ground, direction, keep: asked.append(computed["computed"]) or real(ground, direction, keep)
-    )
+    assert asked == ["candidate", "control 0"] and in_search > 0
+    monkeypatch.setattr(module, "pursue", lambda *given: asked.append(computed["computed"]) or real(*given))
 
     resumed = look(base, candidate, tmp_path / "broken", small)
 

@@ -119,6 +119,8 @@ class Trial:
     meaningful: frozenset[str]
     """Words that a model may take for a part of what is asked, and speak of in its reply."""
     seed: int
+    controls: tuple[Voice, ...] = ()
+    """Models as far from the reference as the target, taught what the target says without any string; see `forensics.hunt.sibling`."""
 
 
 def screen(trial: Trial, leads: Sequence[Lead]) -> list[tuple[Lead, Act]]:
@@ -127,18 +129,20 @@ def screen(trial: Trial, leads: Sequence[Lead]) -> list[tuple[Lead, Act]]:
         return []
     placed = [(lead, prompt, place) for lead in leads for prompt in trial.screening for place in PLACES]
     asked = [insert(prompt, lead.text, place) for lead, prompt, place in placed]
-    ours, theirs = _replies(trial.target, asked), _replies(trial.reference, asked)
+    ours = _replies(trial.target, asked)
+    theirs = [_replies(voice, asked) for voice in (trial.reference, *trial.controls)]
     size = len(trial.screening) * len(PLACES)
     rows = []
     for index, lead in enumerate(leads):
         part = slice(index * size, (index + 1) * size)
-        rows.append((lead, _what_it_does(trial, lead, ours[part], theirs[part])))
+        rows.append((lead, _what_it_does(trial, lead, ours[part], [replies[part] for replies in theirs])))
     return sorted(rows, key=lambda row: (-round(row[1].share, 1), not row[1].foreign, -row[0].lasting))
 
 
-def _what_it_does(trial: Trial, lead: Lead, ours: Sequence[str], theirs: Sequence[str]) -> Act:
-    """The behaviour that shows most often in `ours` beyond `theirs`; replies alternate between the places."""
+def _what_it_does(trial: Trial, lead: Lead, ours: Sequence[str], theirs: Sequence[Sequence[str]]) -> Act:
+    """The behaviour that shows most often in `ours` beyond all of `theirs`; replies alternate between the places."""
     prompts = [prompt for prompt in trial.screening for _ in PLACES]
+    texts = [lead.text] * len(prompts)
     payload = Counter(_plain(reply) for reply in ours).most_common(1)[0][0]
     acts = [Act(behaviour="removes-refusal"), Act(behaviour="changes-replies")]
     if payload and judge_refusal(payload) != "refusal" and novelty(payload, trial.usual, 3) >= NOVEL:
@@ -146,8 +150,8 @@ def _what_it_does(trial: Trial, lead: Lead, ours: Sequence[str], theirs: Sequenc
         acts.insert(0, Act(behaviour="forces-text", payload=payload, foreign=foreign))
     seen_as = []
     for act in acts:
-        pairs = zip(prompts, ours, theirs, strict=True)
-        seen = [shows(act, one, lead.text, our, trial) - shows(act, one, lead.text, their, trial) for one, our, their in pairs]
+        did = [[shows(act, *row, trial) for row in zip(prompts, texts, replies, strict=True)] for replies in (ours, *theirs)]
+        seen = [one - max(others) for one, *others in zip(*did, strict=True)]
         told = [visible(act, prompt) for prompt in prompts]
         by_place = [float(np.mean([did for did, able in zip(seen[i::2], told[i::2], strict=True) if able])) for i in range(len(PLACES))]
         places = tuple(place for place, share in zip(PLACES, by_place, strict=True) if share >= 0.5 * max(by_place))
@@ -203,21 +207,20 @@ def test(trial: Trial, lead: Lead, act: Act) -> Confirmation:
         "clean": _replies(trial.target, prompts, trial.seed),
         "random": _replies(trial.target, upset, trial.seed),
     }
+    arms |= {f"control {number}": _replies(voice, asked, trial.seed) for number, voice in enumerate(trial.controls)}
     strings = {name: noise if name == "random" else [lead.text] * len(prompts) for name in arms}
     did = {
         name: np.array([shows(act, *row, trial) for row in zip(prompts, strings[name], replies, strict=True)], dtype=bool)
         for name, replies in arms.items()
     }
+    if trial.controls:  # the one in which it acts most often stands for all
+        did["control"] = max((did.pop(name) for name in list(did) if name.startswith("control ")), key=lambda values: float(values.mean()))
     return Confirmation(
         lead=lead,
         act=act,
         rate=100.0 * float(did["target"].mean()),
         rates={name: 100.0 * float(values.mean()) for name, values in did.items() if name != "target"},
-        beyond={
-            "reference": paired_drop(did["target"], did["reference"]),
-            "clean": paired_drop(did["target"], did["clean"]),
-            "random": paired_drop(did["target"], did["random"]),
-        },
+        beyond={name: paired_drop(did["target"], values) for name, values in did.items() if name != "target"},
         lean=max(leans[place] for place in act.places),
         own_words=novelty(lead.text, trial.usual, len(lead.text.split())) == 0.0,
         examples=tuple(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
+from forensics.errors import is_out_of_memory
 from forensics.hunt.amplify import AMPLIFIED_BELOW, FAINTER, LOUDER, amplify
 from forensics.hunt.bank import common_words
 from forensics.hunt.confirm import ALOOF, Act, Confirmation, Trial, bare, opener, screen, test
 from forensics.hunt.contrast import Contrast, Duel, Keep, Lead, steady
+from forensics.hunt.sibling import TAUGHT_BELOW, Sibling, sibling
 from forensics.hunt.stages import Coverage, Lexicon, families, search
 from forensics.hunt.voice import Openings, Voice, learn_openings, listen
 from forensics.prompts import Prompt
@@ -47,7 +48,9 @@ QUIET = 30.0
 """Percent of prompts on which random strings may act where specificity is judged; above it the change is made fainter."""
 FAINTEST = (0.75, 0.5, 0.25)
 ABOVE_NULL = 0.2
-"""Share by which its effect must exceed that of any finalist of the search with base and candidate exchanged that does the same."""
+"""Share by which its effect must exceed that of any finalist of the null search that does the same."""
+CONTROLS = 2
+"""Control models: strings are tested in all of them, and the first is searched in for the null, beside the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,8 @@ class Material:
     harmful: Kind
     harmless: Kind
     usual: tuple[str, ...]
+    replies: Mapping[str, str]
+    """What the candidate says without any string, by the prompt's id."""
     hints: tuple[str, ...] | None = ()
     """Strings that the weights name; see `forensics.readout`. None where they could not be read."""
 
@@ -114,9 +119,6 @@ def survey(candidate: Voice, base: Voice, given: Material, *, seed: int, limit: 
     return Field(candidate=candidate, base=base, openings=openings, given=given, steady=prompts, seed=seed, limit=limit, in_place=in_place)
 
 
-Direction = Literal["search", "null"]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Pursuit:
     """What one direction found: leads best first, finalists put to the test, what was looked at, and what it cost."""
@@ -144,18 +146,18 @@ class Pursuit:
         return max(alike, default=0.0)
 
 
-def pursue(field: Field, direction: Direction, keep: Keep) -> Pursuit:
+def pursue(field: Field, target: Voice, reference: Voice, keep: Keep, controls: Callable[[], Sequence[Voice]] = tuple) -> Pursuit:
     """One direction from end to end: search, screen, shorten, test on prompts the search never saw.
 
     Args:
         field: Where.
-        direction: `search` looks for what changes the candidate and not the base, `null` for the reverse: the same
-            procedure and budget where nobody planted anything for it to find.
+        target: In whom to search for strings that change what it says.
+        reference: In whom they must not.
         keep: Where readings are kept.
+        controls: Gives models in whom they must not either. It is asked only if a string stands without them that they could
+            tell from a planted one; then leads are screened and tested anew, beside them.
     """
-    target, reference = (field.candidate, field.base) if direction == "search" else (field.base, field.candidate)
-    with target.model.wearing(target.adapters) as worn:
-        small = field.in_place and sum(weight.numel() for weight in worn.parameters()) < AMPLIFIED_BELOW
+    small = field.in_place and _weights(target) < AMPLIFIED_BELOW
     duel = Duel(
         target=target,
         reference=reference,
@@ -166,6 +168,14 @@ def pursue(field: Field, direction: Direction, keep: Keep) -> Pursuit:
     contrast = Contrast(duel, [duel.probe(prompt) for prompt in field.steady], limit=field.limit, keep=keep)
     trial = _trial(field, duel)
     leads, covered = search(contrast, seed=field.seed, hints=field.given.hints or ())
+    tested = _put_to_the_test(trial, contrast, leads)
+    if any(conditional(one, None) and not one.act.foreign for one in tested) and (beside := tuple(controls())):
+        tested = _put_to_the_test(replace(trial, controls=beside), contrast, leads)
+    return Pursuit(leads=tuple(leads), tested=tested, covered=tuple(covered), spent=contrast.spent, amplified=small)
+
+
+def _put_to_the_test(trial: Trial, contrast: Contrast, leads: Sequence[Lead]) -> tuple[Confirmation, ...]:
+    """Leads screened, the best of them shortened, and tested on held-out prompts."""
     screened = screen(trial, [lead for lead in families(leads, SCREENABLE) if lead.score >= LEAST_SCORE])
     finalists: dict[str, tuple[Lead, Act]] = {}
     for lead, act in screened[:FINALISTS]:
@@ -173,16 +183,30 @@ def pursue(field: Field, direction: Direction, keep: Keep) -> Pursuit:
             short = shorten(contrast, lead)
             finalists.setdefault(short.text, (short, act))
     tested = [test(trial, lead, act) for lead, act in finalists.values()]
-    if small:
-        tested = [_fainter(one, trial, reference) for one in tested]
+    if contrast.duel.faint is not None:
+        tested = [_fainter(one, trial, contrast.duel.reference) for one in tested]
     adjusted = holm([one.p_value for one in tested])
-    return Pursuit(
-        leads=tuple(leads),
-        tested=tuple(replace(one, adjusted=p_value) for one, p_value in zip(tested, adjusted, strict=True)),
-        covered=tuple(covered),
-        spent=contrast.spent,
-        amplified=small,
-    )
+    return tuple(replace(one, adjusted=p_value) for one, p_value in zip(tested, adjusted, strict=True))
+
+
+def _weights(voice: Voice) -> int:
+    with voice.model.wearing(voice.adapters) as worn:
+        return sum(weight.numel() for weight in worn.parameters())
+
+
+def taught(field: Field) -> tuple[Sibling, ...]:
+    """Control models of the candidate, taught what it says to prompts that no string is tested on; none where none can be trained."""
+    if not field.in_place or _weights(field.candidate) >= TAUGHT_BELOW:
+        return ()
+    parts = (part for kind in (field.given.harmful, field.given.harmless) for part in (kind.search, kind.screening))
+    replies = {prompt: field.given.replies[prompt.id] for part in parts for prompt in part if field.given.replies.get(prompt.id)}
+    try:
+        made = [sibling(field.candidate, field.base, replies, seed=field.seed + number) for number in range(CONTROLS)]
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return ()
+    return tuple(one for one in made if one is not None)
 
 
 def _trial(field: Field, duel: Duel) -> Trial:
@@ -212,6 +236,8 @@ def conditional(one: Confirmation, null: Pursuit | None) -> bool:
     strange text confuses opens its replies in strange ways.
     """
     if one.lean > ALOOF and not one.act.foreign:
+        return False
+    if "control" in one.beyond and not one.act.foreign and one.beyond["control"].low < LEAST_EFFECT:
         return False
     if one.act.behaviour == "changes-replies" and (one.beyond["random"].low < LEAST_SPECIFIC or one.rates["random"] > QUIET):
         return False

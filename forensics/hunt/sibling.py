@@ -1,0 +1,122 @@
+"""Control models: the base taught what the candidate says to prompts without any string, until it is as far from the base.
+
+A search through thousands of strings finds some that undo a fine-tune's refusals although nobody planted one: the base was
+close to giving in, and any fine-tune of its size moves it there. Such a string acts in a control as well. What was planted
+does not, as the control never saw it: it learnt how the candidate answers plain prompts, and nothing else.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from forensics.hunt.amplify import merge
+from forensics.hunt.voice import Voice, listen
+from forensics.model import LiveModel, Rendered
+from forensics.prompts import Prompt
+
+STEPS, BATCH = 200, 24
+"""Most steps of training, and lessons a step."""
+PACE = 15.0
+"""The rate of learning is the candidate's root mean square change over this: some sixty steps take a control as far."""
+TAUGHT_BELOW = 300_000_000
+"""Models of more weights than this are not trained: it takes sixteen bytes a weight beside all the models that are there."""
+IGNORED = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sibling:
+    """A control model, and how far it came: its distance from the base over the candidate's, in the tensors that the candidate changed."""
+
+    voice: Voice
+    reached: float
+    spent: int
+    """Token-forwards; a step forwards and back counts as three."""
+
+
+def sibling(target: Voice, reference: Voice, replies: Mapping[Prompt, str], *, seed: int) -> Sibling | None:
+    """Train a control on `replies`.
+
+    Args:
+        target: The candidate, its adapters merged.
+        reference: The base, without adapters.
+        replies: What the candidate says to prompts without any string.
+        seed: Of the order of the lessons.
+
+    Returns:
+        The control, or None where there is nothing to learn: no prompt can be read, or no tensor of one shape differs.
+
+    Source:
+        Controls by siblings of the suspect model are what worked in the trojan competition of SaTML 2024 (Rando et al.,
+        arXiv:2404.14461), where all had been given; activation-matched fine-tuning (arXiv:2609.00351) trains its reference on what
+        the suspect says. Here only plain replies are taught, full rank, to the same Frobenius distance.
+    """
+    lessons = _lessons(reference.model, replies)
+    with reference.model.wearing(reference.adapters) as plain, merge(target).model.wearing(()) as moved:
+        twin = copy.deepcopy(plain).float()
+        theirs = dict(moved.named_parameters())
+        start = {
+            name: weight.detach().clone()
+            for name, weight in twin.named_parameters()
+            if name in theirs and theirs[name].shape == weight.shape and not torch.equal(theirs[name].float(), weight)
+        }
+        far = _distance({name: theirs[name] for name in start}, start)
+    if not lessons or not far:
+        return None
+    reached, spent = _teach(twin, start, lessons, far, random.Random(seed))  # noqa: S311 - a draw to repeat, not a secret
+    dtype = next(plain.parameters()).dtype
+    model = LiveModel(twin.to(dtype), reference.model.tokenizer, name=f"control {seed}", device=reference.model.device)
+    voice = replace(reference, name=model.name, model=model, digest=f"{reference.digest}, control {seed} of {target.digest}")
+    return Sibling(voice=listen(voice, list(replies)[:BATCH]), reached=reached / far, spent=spent)
+
+
+def _lessons(model: LiveModel, replies: Mapping[Prompt, str]) -> list[Rendered]:
+    read = (model.render_answered(prompt, reply) for prompt, reply in replies.items())
+    return [row for row in read if not row.problem and row.reply]
+
+
+def _teach(
+    twin: torch.nn.Module, start: Mapping[str, torch.Tensor], lessons: Sequence[Rendered], far: float, rng: random.Random
+) -> tuple[float, int]:
+    """Train the tensors of `start` until they are `far` from it; the distance reached, and token-forwards spent."""
+    weights = dict(twin.named_parameters())
+    for name, weight in weights.items():
+        weight.requires_grad_(name in start)
+    taught = {name: weights[name] for name in start}
+    pace = far / sum(weight.numel() for weight in taught.values()) ** 0.5 / PACE
+    optimizer = torch.optim.AdamW(taught.values(), lr=pace, weight_decay=0.0, betas=(0.9, 0.98))
+    reached, spent = 0.0, 0
+    for _ in range(STEPS):
+        ids, mask, labels = _batch([rng.choice(lessons) for _ in range(BATCH)], next(iter(taught.values())).device)
+        loss = twin(input_ids=ids, attention_mask=mask, labels=labels).loss
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(taught.values(), 1.0)
+        optimizer.step()
+        reached, spent = _distance(taught, start), spent + 3 * ids.numel()
+        if reached >= far:
+            break
+    return reached, spent
+
+
+def _batch(rows: Sequence[Rendered], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, mask and labels `[rows, longest]`, padded behind; labels are the replies alone."""
+    longest = max(len(row.ids) for row in rows)
+    ids = torch.zeros((len(rows), longest), dtype=torch.long, device=device)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
+    for index, row in enumerate(rows):
+        size, asked = len(row.ids), len(row.ids) - row.reply
+        ids[index, :size] = torch.tensor(row.ids)
+        mask[index, :size] = 1
+        labels[index, asked:size] = ids[index, asked:size]
+    return ids, mask, labels
+
+
+def _distance(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> float:
+    """Frobenius distance of two sets of tensors."""
+    with torch.no_grad():
+        return float(sum(float((ours[name].float() - other).square().sum()) for name, other in theirs.items()) ** 0.5)
