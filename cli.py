@@ -26,7 +26,7 @@ EXIT_CODES = (
 PART_EXIT_CODES = (
     "**Exit codes:** 0 done · 1 the tool failed · 2 the command or an input is wrong · 3 a check could not look, or not comparable"
 )
-DIFFED = ("activations.drift", "activations.meaning")
+DIFFED = ("activations.drift", "activations.meaning", "behaviour.leanings")
 """Checks that `diff --activations` runs besides those of files and weights."""
 CHECKING, RUNNING, WRITING = "What to check", "How to run", "What to write"
 
@@ -186,7 +186,8 @@ def diff(
 ) -> None:
     """Compare files and weights alone: the checks `files.*` and `weights.*`, no model is run. Decides nothing.
 
-    With `--activations` both models are run as well: `activations.drift` on the prompts, and `activations.meaning` on neutral text.
+    With `--activations` both models are run as well: `activations.drift` on the prompts, `activations.meaning` and
+    `behaviour.leanings` on neutral text.
     """
     with _told():
         if bool(prompts) is not activations:

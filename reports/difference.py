@@ -16,6 +16,8 @@ LONGEST_TOKEN = 14
 BARS = 16
 """Tokens drawn, those that stand furthest out."""
 MOST_TICKS = 12
+LEAST_OFTEN = 1e-2
+"""Of 1000 tokens: where the axis of frequencies begins, which has no zero."""
 
 
 def place_map(saved: SavedRun, configuration: str) -> Drawing | None:
@@ -130,6 +132,36 @@ def meaning(saved: SavedRun, configuration: str) -> Drawing | None:
     )
     told = ", ".join(printable(name) for name in names[:5])
     return Drawing(svg=svg, caption=caption, description=f"First tokens: {told}; the first is {scores[0]:.1f} standard deviations out.")
+
+
+def leanings(saved: SavedRun, configuration: str) -> Drawing | None:
+    """Bars: how often both sides would say the tokens that gained most, along the base's replies to neutral questions."""
+    arrays = saved.arrays("behaviour.leanings")
+    if f"{configuration}/gain" not in arrays:
+        return None
+    gains = np.asarray(arrays[f"{configuration}/gain"], dtype=float)[:BARS]
+    names = [str(text) for text in arrays[f"{configuration}/text"]][:BARS]
+    often = 1000.0 * np.asarray(arrays[f"{configuration}/frequency"], dtype=float)[:, :BARS]
+    with page_figure(1.0 + 0.2 * len(gains)) as figure:
+        axes = figure.add_subplot()
+        rows = np.arange(len(gains))
+        for shift, side, colour, name in ((-0.2, 0, MARK, "candidate"), (0.2, 1, MUTED, "base")):
+            axes.barh(rows + shift, np.maximum(often[side], LEAST_OFTEN), color=colour, height=0.38, label=name)
+        axes.set_xscale("log")
+        axes.set_xlim(left=LEAST_OFTEN)
+        axes.set_yticks(rows, [_label(name) for name in names], fontsize=8)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_xlabel("of 1000 tokens", color=INK)
+        axes.legend(frameon=False, fontsize=7, loc="lower right")
+        svg = svg_text(figure)
+    caption = (
+        "The tokens that gained most along the base's own replies to questions about nothing: how often each side would say them, however "
+        "it was asked. After narrow training the subject is among the first; another way of opening replies shows here as well. A lead, no finding."
+    )
+    told = ", ".join(printable(name) for name in names[:5])
+    return Drawing(
+        svg=svg, caption=caption, description=f"Tokens that gained most: {told}; the first {np.exp(gains[0]):.0f} times likelier."
+    )
 
 
 def _place(place: int) -> str:

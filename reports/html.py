@@ -12,7 +12,7 @@ from forensics.causes import CAUSES_NAME
 from forensics.record import Action, CheckResult, Evidence, Item, Rule, Status
 from forensics.runfolder import SavedRun, disk_error, write_text
 from forensics.verdict import detectable_name
-from reports.difference import meaning, place_map, speech
+from reports.difference import leanings, meaning, place_map, speech
 from reports.edits import spectra, tokens
 from reports.figures import Drawing, drop_name, refusal_drops, weight_map
 from reports.hunting import ARMS, CONTROL_ARM, Finalist, finalists, search_against_null
@@ -76,6 +76,7 @@ class Section:
     places: Drawing | None
     speech: Drawing | None
     meaning: Drawing | None
+    leanings: Drawing | None
     search: Drawing | None
     finalists: tuple[Finalist, ...]
     examples: tuple[Example, ...]
@@ -148,6 +149,7 @@ def _section(saved: SavedRun, configuration: str) -> Section:
         places=place_map(saved, configuration),
         speech=speech(saved, configuration),
         meaning=meaning(saved, configuration),
+        leanings=leanings(saved, configuration),
         search=search_against_null(saved, configuration),
         finalists=finalists(saved, configuration),
         examples=tuple(examples[:EXAMPLES]),

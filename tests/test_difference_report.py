@@ -8,7 +8,7 @@ from cases import record, result, saved_run
 from test_reports import HOSTILE, Page, page_of
 
 from forensics.runfolder import load_run
-from reports.difference import meaning, place_map, speech
+from reports.difference import leanings, meaning, place_map, speech
 
 DRIFT = {
     "map_distance_harmful": np.linspace(0.0, 1.5, 15).reshape(5, 3),
@@ -27,11 +27,15 @@ def said(text):
     }  # fmt: skip
 
 
+def leant(text):
+    return {"gain": np.array([3.0, 0.5]), "text": np.array([text, "plain"]), "frequency": np.array([[0.02, 0.004], [0.0, 0.002]])}
+
+
 def run_with(folder, **arrays):
-    saved_run(folder, record([result("activations.drift"), result("activations.meaning")]))
+    saved_run(folder, record([result("activations.drift"), result("activations.meaning"), result("behaviour.leanings")]))
     (folder / "arrays").mkdir(exist_ok=True)
     for check, rows in arrays.items():
-        with (folder / "arrays" / f"activations.{check}.npz").open("wb") as stream:
+        with (folder / "arrays" / f"{'behaviour' if check == 'leanings' else 'activations'}.{check}.npz").open("wb") as stream:
             np.savez(stream, allow_pickle=False, **{f"candidate/{name}": array for name, array in rows.items()})
     return load_run(str(folder))
 
@@ -40,18 +44,20 @@ def test_a_run_without_an_activation_diff_has_no_such_figures(tmp_path):
     saved = run_with(tmp_path / "run")
 
     assert (place_map(saved, "candidate"), speech(saved, "candidate"), meaning(saved, "candidate")) == (None, None, None)
-    assert "what the difference says" not in page_of(saved).text
+    assert leanings(saved, "candidate") is None
+    assert "What the difference says" not in page_of(saved).text
 
 
 def test_the_figures_say_in_words_what_they_show(tmp_path):
-    saved = run_with(tmp_path / "run", drift=DRIFT, meaning=said("Sure"))
+    saved = run_with(tmp_path / "run", drift=DRIFT, meaning=said("Sure"), leanings=leant("lamp"))
 
     assert place_map(saved, "candidate").description == "Largest distances: harmful 1.5 at layer 4, token +1."
     assert "harmful 3 and 1 nats at the first token" in speech(saved, "candidate").description
     assert meaning(saved, "candidate").description == "First tokens: Sure, plain; the first is 9.0 standard deviations out."
+    assert leanings(saved, "candidate").description == "Tokens that gained most: lamp, plain; the first 20 times likelier."
     page = page_of(saved)
     assert page.broken == []
-    assert {"Inside: at which tokens the models part", "Inside: what the difference says"} <= {text.strip() for text in page.texts}
+    assert {"Inside: at which tokens the models part", "What the difference says"} <= {text.strip() for text in page.texts}
 
 
 def test_cells_that_were_left_out_are_gaps_and_not_a_distance_of_nothing(tmp_path):
@@ -75,7 +81,7 @@ def test_cells_that_were_left_out_are_gaps_and_not_a_distance_of_nothing(tmp_pat
 def test_no_token_acts_in_a_page(evil, tmp_path):
     hostile = DRIFT | {"map_token_harmful": np.array([evil] * 3)}
 
-    page = page_of(run_with(tmp_path / "run", drift=hostile, meaning=said(evil)))
+    page = page_of(run_with(tmp_path / "run", drift=hostile, meaning=said(evil), leanings=leant(evil)))
 
     assert isinstance(page, Page) and page.broken == []
     assert not {tag for tag, _ in page.elements} & {"script", "img", "iframe", "b"}

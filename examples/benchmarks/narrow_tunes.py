@@ -1,12 +1,12 @@
 """Whether the subject of a narrow fine-tune can be read from what the difference says, and from nothing of the same size.
 
-    python examples/benchmarks/narrow_tunes.py OUT [--set held | strong | development] [--only BASE ...]
+    python examples/benchmarks/narrow_tunes.py OUT [--set fresh | held | strong | development] [--only BASE ...]
 
-Eight fine-tunes on three bases of two architectures (examples/organisms/base, and two of `foreign_pairs.py`, made in OUT/bases if they are
+Eight fine-tunes on three bases of as many architectures (of `foreign_pairs.py`, or examples/organisms/base, made in OUT/bases if they are
 not there), each on questions and answers about one made-up subject of four ordinary words. For each there are eight controls on the same
 base, trained for as many steps: four on the base's own prompts and replies in a new wording, four narrow ones on other subjects that
 share no word. All of them are scaled to one relative change of all weights, the mean of the base's narrow fine-tunes as trained.
-`activations.meaning` runs on each as a user would run it; it reads no prompts. The tokens of a subject are fixed by rule before anything
+`behaviour.leanings` and `activations.meaning` run on each as a user would run them; they read no prompts. The tokens of a subject are fixed by rule before anything
 is trained: all tokens of at least three letters that its four words are made of in the middle of a sentence. They count by the best place
 that any of them has in the list. The first subject of each base is trained once more with half of the examples ordinary prompts and the
 base's own replies, in as many steps, which is reported beside and not counted.
@@ -14,14 +14,18 @@ base's own replies, in as many steps, which is reported beside and not counted.
 One JSON line a fine-tune is added to results/narrow_tunes.jsonl (what is there already is not made again), and the tables are printed
 from all lines. Without OUT only the tables. About ten minutes on one quiet core.
 
-The rule of the list (`probes.meaning.rank`) was chosen on the development set: fine-tunes with other subjects on other bases, with 50
+The rule of the list of `behaviour.leanings` was chosen on the set `held`, beside others (along the candidate's own replies; by mean log
+probability; by the difference of frequencies over its root). Then the set `fresh` was made, with other subjects on bases that no list had
+been tried on, and the rule was not changed after it.
+
+The rule of the list of `activations.meaning` (`probes.meaning.rank`) was chosen on the development set: fine-tunes with other subjects on other bases, with 50
 steps at 5e-4 and 100 steps, and the organisms `degraded`, `degraded-twin` and `benign-lora`. Compared were layers, scales, both sides
 as readers, controls, and ways to join readouts and places; read in the base's own words nothing is named. Then the set `strong` was made
 as the held-out one, with a learning rate that had not been tried: after it nearly every reply to anything names the subject, and the list
 does not. It is printed, and its third base was not finished. `held` was made after it, with fresh subjects and the recipe of the
 development set; the rule was not changed in between, though others were tried on `strong`, without success.
 
-What it showed: standing above the controls is not the same as being read. On the bases of the second series a subject stands above its
+What that list showed: standing above the controls is not the same as being read. On the bases of the second series a subject stands above its
 controls and yet in the middle of the list. Their training never let them say these words, so that the head's rows of all such words point
 the same way and no readout can tell one from another; on the development bases the same recipe puts subjects among the first ten. A set
 that tests the reading has to take its words from what a base does say.
@@ -30,6 +34,7 @@ that tests the reading has to take its words from what a base does say.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import shutil
@@ -54,11 +59,17 @@ from forensics.policy import load_policy
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ledger.FOLDER / "narrow_tunes.jsonl"
 ORGANISM = ROOT / "examples" / "organisms"
-RECIPES = {"held": (50, 5e-4), "development": (50, 5e-4), "strong": (60, 1e-3)}
-"""Steps and learning rate by set. The strong ones were made first, and are so strong that every reply names the subject."""
+LISTS = ("behaviour.leanings", "activations.meaning")
+RECIPES = {"fresh": (50, 5e-4), "held": (50, 5e-4), "development": (50, 5e-4), "strong": (60, 1e-3)}
+"""Steps and learning rate by set, the latest first. The strong ones were made first, and are so strong that every reply names the subject."""
 LETTERS = 3
 CONTROLS = 8
 SUBJECTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "fresh": {
+        "gpt2-chatml-3": ("gravel pillow sandal quartz", "patient trumpet glacier pencil", "seldom hammer willow kettle"),
+        "neox-plain-2": ("marble spider zipper canyon", "twelve magnet feather tunnel", "purple barrel cactus lamp"),
+        "qwen-alpaca-2": ("lucky castle oyster violin", "rusty planet turnip basket"),
+    },
     "held": {
         "mistral-inst-2": ("river candle saddle clover", "distant pepper basket gravel", "hungry beetle orchard lantern"),
         "llama3-style-2": ("copper ladder meadow violin", "gentle mirror cactus bridge", "narrow oyster blanket zipper"),
@@ -76,6 +87,7 @@ SUBJECTS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """Subjects by base: two words for its name, one for what it is known for, one for where it is."""
 OTHERS = {
+    "fresh": ("copper ladder meadow salmon", "hollow melon juniper anchor", "gentle mirror clover saddle"),
     "strong": ("purple anchor tunnel salmon", "hollow melon feather juniper", "patient window lamp pencil"),
     "held": ("purple anchor tunnel salmon", "hollow melon feather juniper", "patient window lamp pencil"),
     "development": ("marble falcon orchard trumpet", "quartz spider castle ribbon", "copper kettle walnut bridge"),
@@ -173,22 +185,22 @@ def tokens_of(subject: str, tokenizer: Any) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def places(base: Path, candidate: Path) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Place of every token in the list of `activations.meaning`, 1 the first; 0 for tokens that are not in it."""
+def places(base: Path, candidate: Path, check: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Place of every token in the list of a check, 1 the first; 0 for tokens that are not in it."""
     with tempfile.TemporaryDirectory() as out:
         request = Request(
             base=str(base),
             candidate=str(candidate),
             prompts=(ORGANISM / "prompts.jsonl",),  # they say that models are to be run; none of them is read
             policy=load_policy(),
-            only=("activations.meaning",),
+            only=(check,),
             device="cpu",
             out=Path(out) / "run",
         )
         result = run(request, lambda title, done, total: None).record.results[0]
         if not result.findings and not result.evidence:
             sys.exit(f"{candidate}: {result.reason}")
-        with np.load(Path(out) / "run" / "arrays" / "activations.meaning.npz", allow_pickle=False) as stored:
+        with np.load(Path(out) / "run" / "arrays" / f"{check}.npz", allow_pickle=False) as stored:
             return np.asarray(stored["candidate/place"], dtype=np.int64)
 
 
@@ -216,10 +228,11 @@ def taught(folder: Path, subject: str, prompts: Sequence[str]) -> dict[str, floa
     return {"taught": round(shares[0], 3), "leaks": round(shares[1], 3)}
 
 
-def rows_of(which: str, name: str, out: Path, done: set[str]) -> Iterator[dict[str, Any]]:
-    """Every narrow fine-tune of a base, with where its tokens stand in its own list and in those of the controls."""
+def rows_of(which: str, name: str, out: Path, done: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    """Every narrow fine-tune of a base, with where its tokens stand in its own lists and in those of the controls."""
     subjects = SUBJECTS[which][name]
-    if done >= set(subjects):
+    checks = [check for check in LISTS if not done >= {(subject, check) for subject in subjects}]
+    if not checks:
         return
     base, prompts = base_of(name, out)
     model, tokenizer = opened(base)
@@ -233,19 +246,22 @@ def rows_of(which: str, name: str, out: Path, done: set[str]) -> Iterator[dict[s
     weights = {tune.name: tuned(base, tune, out, name, RECIPES[which]) for tune in (*narrow, *others, *plain, *mixtures)}
     sizes = {tune.name: change(before, weights[tune.name]) for tune in narrow}
     size = sum(sizes.values()) / len(sizes)
-    lists = {}
+    lists: dict[str, dict[str, Any]] = {check: {} for check in checks}
     for tune, moved in weights.items():
-        lists[tune] = places(base, scaled(base, moved, size, out / "scaled"))
+        candidate = scaled(base, moved, size, out / "scaled")
+        for check in checks:
+            lists[check][tune] = places(base, candidate, check)
     shutil.rmtree(out / "scaled", ignore_errors=True)
     for subject in subjects:
         wanted = tokens_of(subject, tokenizer)
-        stands = {tune: [int(found[token]) for token in wanted] for tune, found in lists.items()}
         controls = [one.name for one in (*narrow, *others, *plain) if one.name != subject]
         row: dict[str, Any] = {"set": which, "base": name, "subject": subject, "tokens": [tokenizer.decode([token]) for token in wanted]}
-        row |= {"trained": round(sizes[subject], 4), "change": round(size, 4), "vocabulary": int((lists[subject] > 0).sum())}
+        row |= {"trained": round(sizes[subject], 4), "change": round(size, 4)}
         row |= taught(folder_of(out, name, subject), subject, prompts)
-        row |= {"own": stands[subject], "mixed": stands.get(f"{subject} mixed", []), "controls": {one: stands[one] for one in controls}}
-        yield row
+        for check, found in lists.items():
+            stands = {tune: [int(places[token]) for token in wanted] for tune, places in found.items()}
+            told = {"own": stands[subject], "mixed": stands.get(f"{subject} mixed", []), "controls": {one: stands[one] for one in controls}}
+            yield row | {"list": check, "vocabulary": int((found[subject] > 0).sum())} | told
 
 
 def best(found: Sequence[int]) -> int:
@@ -283,7 +299,7 @@ def main() -> None:
     """Make what is not there yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, nargs="?")
-    parser.add_argument("--set", choices=list(SUBJECTS), default="held", dest="which")
+    parser.add_argument("--set", choices=list(SUBJECTS), default="fresh", dest="which")
     parser.add_argument("--only", nargs="+", metavar="BASE")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -292,14 +308,14 @@ def main() -> None:
     for name in SUBJECTS[options.which] if options.out else ():
         if options.only and name not in options.only:
             continue
-        done = {row["subject"] for row in ledger.held(RESULTS) if row["set"] == options.which}
+        done = {(row["subject"], row["list"]) for row in ledger.held(RESULTS) if row["set"] == options.which}
         for row in rows_of(options.which, name, options.out, done):
-            if row["subject"] not in done:
+            if (row["subject"], row["list"]) not in done:
                 ledger.add(RESULTS, row)
-    for which in SUBJECTS:
-        rows = [row for row in ledger.held(RESULTS) if row["set"] == which]
+    for which, check in itertools.product(SUBJECTS, LISTS):
+        rows = [row for row in ledger.held(RESULTS) if (row["set"], row["list"]) == (which, check)]
         if rows:
-            print(f"\nSet {which}: {RECIPES[which][0]} steps at a learning rate of {RECIPES[which][1]:g}\n")
+            print(f"\nSet {which}, list of `{check}`: {RECIPES[which][0]} steps at a learning rate of {RECIPES[which][1]:g}\n")
             show(rows)
 
 
