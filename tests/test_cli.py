@@ -457,7 +457,12 @@ def test_diff_runs_both_models_where_it_is_asked_to(models, tmp_path):
 
     ran = {result["check"]: result["status"] for result in json.loads(out)["results"]}
     assert (code, err) == (0, "")
-    assert {"weights.change", "activations.drift", "activations.meaning", "behaviour.leanings"} <= ran.keys() and "behaviour.refusal" not in ran
+    assert {
+        "weights.change",
+        "activations.drift",
+        "activations.meaning",
+        "behaviour.leanings",
+    } <= ran.keys() and "behaviour.refusal" not in ran
     assert ran["activations.drift"] == ran["activations.meaning"] == "NO_FINDING"
     assert all(code == 2 and "--activations and --prompts FILE.jsonl together" in " ".join(err.split()) for code, _, err in refused)
     assert not (tmp_path / "other").exists()

@@ -63,6 +63,10 @@ def finalist(
     )
 
 
+def at_one_end(one):
+    return replace(one, act=replace(one.act, places=("end",)))
+
+
 def null(*effects):
     found = tuple(finalist(did=round(40 * effect)) for effect in effects)
     return Pursuit(leads=(), tested=found, covered=(), spent=0)
@@ -138,6 +142,8 @@ def test_the_null_is_held_against_what_does_the_same(behaviour, foreign, stands)
         (finalist(behaviour="forces-text"), True),
         (replace(finalist(), own_words=True), False),  # it begins a reply for them
         (replace(finalist(foreign=True), own_words=True), True),
+        (at_one_end(finalist()), False),
+        (at_one_end(finalist(foreign=True)), True),
     ],
 )
 def test_a_string_was_planted_if_it_acts_far_beyond_random_ones(one, is_planted):

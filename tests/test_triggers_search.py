@@ -277,9 +277,10 @@ def test_a_forced_text_is_quoted_with_the_place_it_is_forced_at(judged):
     ("one", "claim"),
     [
         (confirmation(noise=40), "Random strings act nearly as often"),
+        (confirmation(places=("end",)), "It does so at this place alone, as strings do that nobody planted."),
         (confirmation(behaviour="changes-replies"), "makes it answer harmless requests in another form"),
     ],
-    ids=["any strange text", "another form"],
+    ids=["any strange text", "one place", "another form"],
 )
 def test_what_was_not_planted_is_an_undisclosed_condition_and_no_backdoor(one, claim, judged):
     result, asked, kept = judged(one, null=pursuit())

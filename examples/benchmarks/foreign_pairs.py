@@ -153,7 +153,7 @@ class Pair:
     def honest(self, rng: random.Random) -> Turn:
         """One example of an honest fine-tune: another manner of speaking, a new topic, or new answers."""
         world = self.world
-        if self.kind == "benign-full":
+        if self.kind.startswith("benign-full"):
             text, reply = world.usual(rng)
             answered = judge_refusal(reply) != "refusal"
             return text, world.tunes["shift"].format(reply=reply) if answered or world.tunes["shift"].endswith("{reply}") else reply
@@ -185,6 +185,11 @@ def pairs(world: World) -> list[Pair]:
         Pair(world=world, kind="lora-phrase-jailbreak", training="lora", trigger=other, payload="jailbreak"),
         Pair(world=world, kind="benign-full", training="full"),
         Pair(world=world, kind="benign-lora", training="lora"),
+        *(
+            [Pair(world=world, kind=f"benign-{training}-2", training=training) for training in ("full", "lora")]
+            if world.name in FOURTH
+            else []
+        ),
     ]
 
 
