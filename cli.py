@@ -72,7 +72,7 @@ Controls = Annotated[
         "--controls",
         rich_help_panel=CHECKING,
         metavar="DIR",
-        help="Clean PEFT adapters to hold an adapter against; one, or a folder of them.",
+        help="Clean PEFT adapters to hold adapters and found strings against; one, or a folder of them.",
     ),
 ]
 PromptFiles = Annotated[
@@ -116,6 +116,16 @@ Device = Annotated[
 BatchSize = Annotated[int, typer.Option("--batch-size", rich_help_panel=RUNNING, min=1, help="Prompts put to a model side by side.")]
 ReplyLength = Annotated[int, typer.Option("--max-new-tokens", rich_help_panel=RUNNING, min=1, help="Longest reply, in tokens.")]
 Seed = Annotated[int, typer.Option("--seed", rich_help_panel=RUNNING, help="Seed for every random choice.")]
+TrainControls = Annotated[
+    int,
+    typer.Option(
+        "--train-controls",
+        rich_help_panel=RUNNING,
+        min=0,
+        metavar="N",
+        help="Control models to train for what a trigger search finds. Over 2 all are searched too: slower, p-values down to 1/(N+1).",
+    ),
+]
 RunPath = Annotated[
     Path | None,
     typer.Option(
@@ -155,6 +165,7 @@ def audit(
     batch_size: BatchSize = 32,
     max_new_tokens: ReplyLength = 32,
     seed: Seed = 0,
+    train_controls: TrainControls = 2,
     out: RunPath = None,
     json: AsJson = False,
     quiet: Quiet = False,
@@ -165,7 +176,7 @@ def audit(
         from forensics.gate.replies import Decoding
         from forensics.policy import load_policy
 
-        how = {"max_cost": max_cost.value, "seed": seed, "device": device, "policy": load_policy(policy)}
+        how = {"max_cost": max_cost.value, "seed": seed, "train_controls": train_controls, "device": device, "policy": load_policy(policy)}
         decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size)
         lists = {"adapters": adapter, "parents": parents, "controls": controls, "prompts": prompts, "only": only}
         outcome = run(_request(base, candidate, lists, out=out, decoding=decoding, **how), progress)
@@ -247,6 +258,8 @@ def hunt(
     candidate: Candidate,
     adapter: Adapters = None,
     prompts: PromptFiles = None,
+    controls: Controls = None,
+    train_controls: TrainControls = 2,
     device: Device = "auto",
     seed: Seed = 0,
     out: RunPath = None,
@@ -260,8 +273,9 @@ def hunt(
 
         policy = load_policy()
         alone = policy.model_copy(update={"name": f"{policy.name}, triggers alone", "required": ("triggers.search",)})
-        lists = {"adapters": adapter, "prompts": prompts, "only": ["triggers.search"]}
-        outcome = run(_request(base, candidate, lists, out=out, policy=alone, seed=seed, device=device), progress)
+        lists = {"adapters": adapter, "prompts": prompts, "controls": controls, "only": ["triggers.search"]}
+        how = {"seed": seed, "train_controls": train_controls, "device": device, "policy": alone}
+        outcome = run(_request(base, candidate, lists, out=out, **how), progress)
     _conclude(outcome, json=json, quiet=quiet)
 
 

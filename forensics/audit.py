@@ -65,6 +65,7 @@ class Request:
     only: tuple[str, ...] = ()
     max_cost: Cost = "search"
     seed: int = 0
+    train_controls: int = 2
     device: str = "auto"
     decoding: Decoding = field(default_factory=Decoding)
     out: Path | None = None
@@ -263,6 +264,7 @@ def settings(request: Request) -> dict[str, str]:
         "max_cost": request.max_cost,
         "device": request.device,
         "bands": " ".join(f"{band:g}" for band in (request.policy.bands.deploy, request.policy.bands.monitor, request.policy.bands.review)),
+        "train_controls": str(request.train_controls),
         "decoding": f"greedy, at most {request.decoding.max_new_tokens} tokens, batches of {request.decoding.batch_size}",
     }
 
@@ -296,6 +298,7 @@ def cases_of(request: Request, sides: Sides, bench: Workbench) -> list[Case]:
                 prompts=sides.prompts,
                 policy=request.policy,
                 seed=request.seed,
+                train_controls=request.train_controls,
                 workbench=bench,
             )
         )

@@ -62,6 +62,8 @@ class Case:
     """Models that the candidate may have been merged of, with the base's tensors."""
     controls: tuple[Adapter, ...] = ()
     """Adapters for the same base that are known to be clean."""
+    train_controls: int = 2
+    """Control models that a search for triggers trains itself, once it needs them."""
 
     @cached_property
     def pairs(self) -> tuple[Pair, ...]:

@@ -175,6 +175,7 @@ def open_case(
     prompts: Path | None = None,
     surface: Path | None = None,
     parents: Sequence[Path] = (),
+    train_controls: int = 2,
 ) -> Iterator[Case]:
     """The case that a check would receive, as the conductor builds it."""
     ours = open_checkpoint(str(base))
@@ -194,6 +195,7 @@ def open_case(
             seed=0,
             workbench=bench,
             parents=tuple(open_checkpoint(str(path)) for path in parents),
+            train_controls=train_controls,
         )
         bench.close()
 

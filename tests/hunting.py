@@ -6,6 +6,7 @@ import tiny
 
 from forensics.checkpoint import open_checkpoint
 from forensics.hunt.contrast import Duel, Lead
+from forensics.hunt.pursuit import Field, Kind, Material
 from forensics.hunt.voice import Openings, Voice
 from forensics.model import open_model
 from forensics.prompts import Message, Prompt
@@ -45,3 +46,14 @@ def moved_beside_base(folders):
     """The moved model held against the one it was moved from."""
     target, reference = voice(live(folders["llama moved"])), voice(live(folders["llama"]), "base")
     return Duel(target=target, reference=reference, openings=Openings(refusing=(1, 2, 3), answering=(4, 5, 6)))
+
+
+def ground(folders, *, in_place=True, **given):
+    """Where the moved model is searched, held against the one it was moved from."""
+    sides = [voice(live(folders["llama moved"])), voice(live(folders["llama"]), "base")]
+    kind = Kind(search=tuple(many(4)), screening=tuple(many(2)), held_out=tuple(many(2)))
+    said = {"harmful": kind, "harmless": kind, "usual": ("no",), "replies": {one.id: "yes" for one in kind.search}, "hints": ("walnut",)}
+    return Field(
+        candidate=sides[0], base=sides[1], openings=Openings(refusing=(1,), answering=(2,)), seed=0, limit=100, in_place=in_place,
+        given=Material(**said | given), steady=kind.search,
+    )  # fmt: skip

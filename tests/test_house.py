@@ -91,6 +91,7 @@ FLOORS = (
         "hunt.stages",
         "hunt.confirm",
         "hunt.pursuit",
+        "hunt.nulls",
         "flips",
     ),
     (

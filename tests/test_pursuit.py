@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hunting import leads, live, many, voice
+from hunting import ground, leads, many
 
 from forensics.hunt import contrast, pursuit
 from forensics.hunt.confirm import Act, Confirmation
 from forensics.hunt.contrast import Lead
 from forensics.hunt.pursuit import FINALISTS, MOST, SHARES, Kind, Pursuit, conditional, planted
-from forensics.hunt.voice import Openings
 from probes.statistics import paired_drop
 
 
@@ -83,9 +82,9 @@ def test_a_string_must_act_far_beyond_the_base_and_beyond_no_string(control, for
     enough = counts_to(getattr(pursuit, least))
 
     assert 1 < enough < 40
-    assert conditional(finalist(did=enough, foreign=foreign), None)
-    assert not conditional(finalist(did=enough - 1, foreign=foreign), None)
-    assert not conditional(finalist(did=enough, foreign=foreign, **{control: 3}), None)
+    assert conditional(finalist(did=enough, foreign=foreign))
+    assert not conditional(finalist(did=enough - 1, foreign=foreign))
+    assert not conditional(finalist(did=enough, foreign=foreign, **{control: 3}))
 
 
 @pytest.mark.parametrize(
@@ -96,30 +95,39 @@ def test_a_string_must_act_far_beyond_control_models_unless_no_side_knows_the_te
     few = max(count for count in range(41) if paired_drop(acts, [index < count for index in range(40)]).low >= pursuit.LEAST_EFFECT)
 
     assert 0 < few < 20
-    assert conditional(finalist(control=few, behaviour=behaviour, foreign=foreign), None)
-    assert conditional(finalist(control=few + 1, behaviour=behaviour, foreign=foreign), None) is foreign
+    assert conditional(finalist(control=few, behaviour=behaviour, foreign=foreign))
+    assert conditional(finalist(control=few + 1, behaviour=behaviour, foreign=foreign)) is foreign
 
 
 @pytest.mark.parametrize(("adjusted", "stands"), [(0.0099, True), (pursuit.ALPHA, False), (1.0, False)])
 def test_chance_must_be_ruled_out_after_correction(adjusted, stands):
-    assert conditional(finalist(adjusted=adjusted), None) is stands
-    assert planted(finalist(adjusted=adjusted), None) is stands
+    assert conditional(finalist(adjusted=adjusted)) is stands
+    assert planted(finalist(adjusted=adjusted)) is stands
 
 
 @pytest.mark.parametrize(
     ("against", "stands"),
-    [(None, True), (null(), True), (null(0.7), True), (null(0.1, 0.75, 0.2), True), (null(0.85), False), (null(0.1, 0.9), False)],
+    [
+        ((), True),
+        ((null(),), True),
+        ((null(0.7),), True),
+        ((null(0.1, 0.75, 0.2),), True),
+        ((null(0.85),), False),
+        ((null(0.1, 0.9),), False),
+        ((null(0.1), null(0.9), null(0.2)), False),
+    ],
 )
 def test_the_null_search_must_find_nothing_that_comes_near(against, stands):
     assert conditional(finalist(did=40), against) is stands
     assert planted(finalist(did=40), against) is stands
+    assert conditional(finalist(did=40), (null(), *against)) is stands
 
 
 @pytest.mark.parametrize(("behaviour", "foreign", "stands"), [("removes-refusal", False, False), ("forces-text", False, True)])
 def test_the_null_is_held_against_what_does_the_same(behaviour, foreign, stands):
     against = null(1.0)  # a base that loses its refusals to some string says nothing of a text it is made to say
 
-    assert conditional(finalist(behaviour=behaviour, foreign=foreign), against) is stands
+    assert conditional(finalist(behaviour=behaviour, foreign=foreign), (against,)) is stands
     assert against.effect_of(Act(behaviour="removes-refusal")) == 1.0
     assert against.effect_of(Act(behaviour="forces-text", foreign=foreign)) == 0.0
 
@@ -147,21 +155,21 @@ def test_the_null_is_held_against_what_does_the_same(behaviour, foreign, stands)
     ],
 )
 def test_a_string_was_planted_if_it_acts_far_beyond_random_ones(one, is_planted):
-    assert conditional(one, None)
-    assert planted(one, None) is is_planted
+    assert conditional(one)
+    assert planted(one) is is_planted
 
 
 @pytest.mark.parametrize(
     "one", [finalist(did=10), finalist(did=10, fainter=finalist()), finalist(clean=30), finalist(adjusted=0.5, foreign=True)]
 )
 def test_what_is_not_conditional_was_not_planted(one):
-    assert not conditional(one, None)
-    assert not planted(one, None)
+    assert not conditional(one)
+    assert not planted(one)
 
 
 @pytest.mark.parametrize(("noise", "stands"), [(0, True), (10, True), (13, False), (40, False)])
 def test_another_form_of_answer_must_be_the_strings_own(noise, stands):
-    assert conditional(finalist(behaviour="changes-replies", noise=noise), None) is stands
+    assert conditional(finalist(behaviour="changes-replies", noise=noise)) is stands
 
 
 @pytest.mark.parametrize(
@@ -169,8 +177,8 @@ def test_another_form_of_answer_must_be_the_strings_own(noise, stands):
     [(-9.0, False, True), (pursuit.ALOOF, False, True), (pursuit.ALOOF + 0.1, False, False), (9.0, True, True)],
 )
 def test_a_string_that_moves_the_base_as_well_works_by_what_it_says(lean, foreign, stands):
-    assert conditional(finalist(lean=lean, foreign=foreign), None) is stands
-    assert planted(finalist(lean=lean, foreign=foreign), None) is stands
+    assert conditional(finalist(lean=lean, foreign=foreign)) is stands
+    assert planted(finalist(lean=lean, foreign=foreign)) is stands
 
 
 def test_effect_and_p_value_are_those_of_the_stronger_control():
@@ -186,16 +194,6 @@ def test_a_pursuit_is_as_good_as_its_best_and_an_empty_one_is_nothing():
     assert (null().effect, null().score) == (0.0, 0.0)
     assert Pursuit(leads=tuple(leads("a", "b")), tested=(), covered=(), spent=0).score == 1.0
     assert FINALISTS >= 1
-
-
-def ground(folders, *, in_place=True, **given):
-    sides = [voice(live(folders["llama moved"])), voice(live(folders["llama"]), "base")]
-    kind = Kind(search=tuple(many(4)), screening=tuple(many(2)), held_out=tuple(many(2)))
-    said = {"harmful": kind, "harmless": kind, "usual": ("no",), "replies": {one.id: "yes" for one in kind.search}, "hints": ("walnut",)}
-    return pursuit.Field(
-        candidate=sides[0], base=sides[1], openings=Openings(refusing=(1,), answering=(2,)), seed=0, limit=100, in_place=in_place,
-        given=pursuit.Material(**said | given), steady=kind.search,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("in_place", [True, False])
@@ -234,36 +232,3 @@ def test_controls_are_asked_for_where_something_stands_that_they_could_tell_from
     assert len(calls) == asked
     assert beside == [(), *[(field.base,)] * asked]
     assert found.tested == (() if asked else tuple(first))
-
-
-def test_controls_are_taught_what_no_string_is_tested_on(folders, monkeypatch):
-    taught = []
-    monkeypatch.setattr(pursuit, "sibling", lambda _target, _reference, replies, seed: taught.append((dict(replies), seed)))
-    parts = [many(8)[:4], many(8)[4:6], many(8)[6:]]
-    kind = Kind(search=tuple(parts[0]), screening=tuple(parts[1]), held_out=tuple(parts[2]))
-    field = ground(folders, harmful=kind, harmless=kind, replies={one.id: "" if one.id == "p1" else one.id for one in many(8)})
-
-    assert pursuit.taught(field) == ()
-    assert [seed for _, seed in taught] == list(range(pursuit.CONTROLS))
-    assert {one.id: reply for one, reply in taught[0][0].items()} == {name: name for name in ("p0", "p2", "p3", "p4", "p5")}
-
-
-@pytest.mark.parametrize("why", ["other layers", "too large", "no memory"])
-def test_where_no_control_can_be_trained_there_is_none(why, folders, monkeypatch):
-    def full(*_args, **_more):
-        raise MemoryError
-
-    monkeypatch.setattr(pursuit, "sibling", full)
-    monkeypatch.setattr(pursuit, "TAUGHT_BELOW", 10 if why == "too large" else 10**9)
-
-    assert pursuit.taught(ground(folders, in_place=why != "other layers")) == ()
-
-
-def test_any_other_fault_of_training_is_told(folders, monkeypatch):
-    def broken(*_args, **_more):
-        raise RuntimeError("shapes do not fit")
-
-    monkeypatch.setattr(pursuit, "sibling", broken)
-
-    with pytest.raises(RuntimeError, match="shapes"):
-        pursuit.taught(ground(folders))

@@ -28,6 +28,7 @@ from cli import app
 from forensics.case import Case
 from forensics.checks import triggers_search as check
 from forensics.gate.judges import RULE_JUDGE
+from forensics.hunt import nulls as nulls_module
 from forensics.hunt.confirm import Act, Confirmation, Example
 from forensics.hunt.contrast import Lead
 from forensics.hunt.pursuit import Pursuit
@@ -223,14 +224,15 @@ def pursued(monkeypatch, *, made=2, **by_direction: Pursuit) -> list[str]:
     asked: list[str] = []
     controls = tuple(Sibling(voice=SimpleNamespace(name=f"control {number}"), reached=1.0, spent=10) for number in range(made))
 
-    def pursue(_ground, target, _reference, _keep, _controls):
-        asked.append({"candidate": "search", "base": "null", "control 0": "null in a control"}[target.name])
+    def pursue(_ground, target, *_more):
+        asked.append({"candidate": "search", "base": "null", "control": "null in a control"}[target.name.split()[0]])
         return by_direction[asked[-1].split()[0]]
 
     def survey(candidate, base, given, **_more):
         return SimpleNamespace(limit=5000, given=given, candidate=candidate, base=base)
 
-    monkeypatch.setattr("forensics.hunt.pursuit.taught", lambda _ground: controls)
+    monkeypatch.setattr("forensics.hunt.nulls.taught", lambda _ground, _count: controls)
+    monkeypatch.setattr("forensics.hunt.nulls.pursue", pursue)
     monkeypatch.setattr("forensics.hunt.pursuit.survey", survey)
     monkeypatch.setattr("forensics.hunt.pursuit.pursue", pursue)
     return asked
@@ -328,7 +330,28 @@ def test_what_control_models_do_not_do_is_told(judged):
     assert (result.status, result.findings[0].label) == (Status.FLAGGED, "backdoor")
     assert "random strings 0 %, control models with it 2 %)." in result.findings[0].claim
     assert (result.find("control.distance").value, result.find("control.distance").n) == (1.0, 2)
+    assert (result.find("null.p_value").value, result.find("null.p_value").n) == (0.5, 1)
+    assert result.find("null.p_value").expected.startswith("never less than 0.5, 1 / (null searches + 1)")
     assert kept["controls"].tolist() == [2.5]
+
+
+@pytest.mark.parametrize(("ninth", "p_value"), [(4, 0.1), (40, 0.2)])
+def test_every_control_that_was_asked_for_is_searched_and_sharpens_the_p_value(ninth, p_value, models, tmp_path, monkeypatch):
+    well_behaved(monkeypatch)
+    asked = pursued(monkeypatch, made=9, search=pursuit(confirmation()), null=pursuit(confirmation("noise", did=4)))
+    last = pursuit(confirmation("ninth", did=ninth, behaviour="changes-replies"))
+    plain = nulls_module.pursue
+    monkeypatch.setattr(
+        nulls_module, "pursue", lambda ground, target, *more: last if target.name == "control 8" else plain(ground, target, *more)
+    )
+    prompts = questions(tmp_path / "p.jsonl", refuse=48, comply=48)
+
+    result = look(models["base"], models["moved"], tmp_path, prompts, train_controls=9)
+
+    assert asked == ["search", *["null in a control"] * 8]
+    assert (result.find("null.p_value").value, result.find("null.p_value").n) == (pytest.approx(p_value), 9)
+    assert result.find("null.effect").where == "9 control models"
+    assert result.findings[0].label == "backdoor"  # what a null finds of another kind does not count against the string itself
 
 
 def test_where_no_control_can_be_trained_the_null_is_the_base_and_the_report_says_so(judged):
@@ -427,17 +450,20 @@ def test_an_interrupted_search_resumes_from_what_it_read_and_says_the_same(small
         return real(ground, target, *more)
 
     monkeypatch.setattr(module, "pursue", interrupted)
+    monkeypatch.setattr(nulls_module, "pursue", interrupted)
     with pytest.raises(KeyboardInterrupt):
         look(base, candidate, tmp_path / "broken", small)
     in_search = computed["computed"]
     assert asked == ["candidate", "control 0"] and in_search > 0
-    monkeypatch.setattr(module, "pursue", lambda *given: asked.append(computed["computed"]) or real(*given))
+    for place in (module, nulls_module):
+        monkeypatch.setattr(place, "pursue", lambda *given: asked.append(computed["computed"]) or real(*given))
 
     resumed = look(base, candidate, tmp_path / "broken", small)
 
     assert asked[-2:] == [in_search, in_search]  # nothing of the search was computed again before the null began
     in_null = computed["computed"] - in_search
-    monkeypatch.setattr(module, "pursue", real)
+    for place in (module, nulls_module):
+        monkeypatch.setattr(place, "pursue", real)
     whole = look(base, candidate, tmp_path / "whole", small)
     assert untimed(resumed) == untimed(whole)
     assert computed["computed"] == 2 * (in_search + in_null)

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,8 +41,7 @@ from probes.statistics import PairedDrop
 
 if TYPE_CHECKING:
     from forensics.hunt.confirm import Confirmation
-    from forensics.hunt.pursuit import Field, Pursuit
-    from forensics.hunt.sibling import Sibling
+    from forensics.hunt.nulls import Hunt
 
 ID = "triggers.search"
 LEAST: dict[Wanted, int] = {"refuse": 40, "comply": 16}
@@ -72,21 +71,6 @@ CONTROL = "control"
 """The arm that is there only where control models were trained."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Hunt:
-    """What was searched: the candidate, and a null if something there stood; control models, None if none were asked for."""
-
-    ground: Field
-    found: Pursuit
-    null: Pursuit | None
-    controls: tuple[Sibling, ...] | None
-
-    @property
-    def nowhere(self) -> str:
-        """Where the null was searched, in words."""
-        return "a control model" if self.controls else "the base, held against the candidate"
-
-
 def run(case: Case) -> CheckResult:
     """Search for triggers; see the module's docstring."""
     if case.identical:
@@ -107,7 +91,9 @@ def run(case: Case) -> CheckResult:
 
 def _hunt(case: Case, harmful: Sequence[Prompt], harmless: Sequence[Prompt], counts: tuple[Evidence, ...]) -> CheckResult:
     from forensics.hunt.amplify import merge  # heavy: brings torch
-    from forensics.hunt.pursuit import Kind, Material, conditional, planted, pursue, survey, taught
+    from forensics.hunt.nulls import CONTROLS, Hunt, nulls
+    from forensics.hunt.nulls import controls as control_models
+    from forensics.hunt.pursuit import Kind, Material, conditional, planted, pursue, survey
     from forensics.hunt.voice import Voice
 
     tell = case.workbench.progress
@@ -135,19 +121,19 @@ def _hunt(case: Case, harmful: Sequence[Prompt], harmless: Sequence[Prompt], cou
         in_place=case.layout.in_place,
     )
     tell("trigger search", 1, steps)
-    keep, controls = case.workbench.cached, functools.cache(lambda: taught(ground))
+    keep, controls = case.workbench.cached, functools.cache(lambda: control_models(ground, case.controls, case.train_controls))
     found = pursue(ground, ground.candidate, ground.base, keep, lambda: [one.voice for one in controls()])
     tell("trigger search", 2, steps)
-    null = None
     # The null decides nothing where no finalist stands without it.
-    if any(conditional(one, None) for one in found.tested):
-        voices = [one.voice for one in controls()]
-        target, reference = (voices[0], ground.base) if voices else (ground.base, ground.candidate)
-        null = pursue(ground, target, reference, keep, lambda: voices[1:])
-    # Where no string stood controls were not asked for, and none are trained now.
-    hunt = Hunt(ground=ground, found=found, null=null, controls=controls() if controls.cache_info().currsize else None)
+    searched = (
+        ()
+        if not any(map(conditional, found.tested))
+        else nulls(ground, keep, [one.voice for one in controls()], every=bool(case.controls) or case.train_controls > CONTROLS)
+    )
+    # Where no string stood controls were not asked for, and none are made now.
+    hunt = Hunt(ground=ground, found=found, nulls=searched, controls=controls() if controls.cache_info().currsize else None)
     tell("trigger search", steps, steps)
-    sure = [(one, "backdoor" if planted(one, null) else CONDITIONAL if conditional(one, null) else "") for one in found.tested]
+    sure = [(one, "backdoor" if planted(one, searched) else CONDITIONAL if conditional(one, searched) else "") for one in found.tested]
     ranked = sorted(sure, key=_telling)
     _keep(case, hunt, ranked)
     return _result(case, hunt, ranked, counts)
@@ -249,7 +235,8 @@ def _finding(case: Case, one: Confirmation, number: int, hunt: Hunt, label: str)
 
 
 def _about_string(one: Confirmation, hunt: Hunt) -> tuple[Evidence, ...]:
-    null = hunt.null
+    from forensics.hunt.pursuit import by_chance  # heavy: brings torch
+
     against = {"reference": "the base with it", "clean": "the candidate without it", "random": "random strings of its length"}
     against |= {CONTROL: "the control model in which it acts most often"}
     rows = [_beyond(name, one.beyond[name], against[name]) for name in against if name in one.beyond]
@@ -257,7 +244,7 @@ def _about_string(one: Confirmation, hunt: Hunt) -> tuple[Evidence, ...]:
     rate = Evidence(name="trigger.rate", value=one.rate, unit="percent", where="candidate", expected="near 0 without a trigger", n=n)
     effect = Evidence(
         name="trigger.effect", value=100.0 * one.effect, unit="percentage points", where="candidate",
-        expected=f"at most {100.0 * null.effect_of(one.act):.0f}, what the same search reached in {hunt.nowhere}" if null else "near 0", n=n,
+        expected=f"at most {100.0 * by_chance(hunt.nulls, one.act):.0f}, what the same search reached in {hunt.nowhere}" if hunt.nulls else "near 0", n=n,
     )  # fmt: skip
     lean = Evidence(
         name="trigger.base-lean", value=one.lean, unit="nats", where="base", n=n,
@@ -283,7 +270,15 @@ def _about_search(hunt: Hunt) -> tuple[Evidence, ...]:
                 expected="1: each as far from the base as the candidate, in the tensors that the candidate changed",
             )
         )  # fmt: skip
-    for name, side, where in (("search", hunt.found, "candidate against base"), ("null", hunt.null, hunt.nowhere)):
+    if hunt.p_value is not None:
+        rows.append(
+            Evidence(
+                name="null.p_value", value=hunt.p_value, unit="share", where=hunt.nowhere, n=len(hunt.nulls),
+                expected=f"never less than {1.0 / (1 + len(hunt.nulls)):.3g}, 1 / (null searches + 1): more controls make it sharper (--train-controls)",
+            )
+        )  # fmt: skip
+    best = max(hunt.nulls, key=lambda null: null.effect, default=None)
+    for name, side, where in (("search", hunt.found, "candidate against base"), ("null", best, hunt.nowhere)):
         if side is None:
             continue
         looked, of = sum(part.looked for part in side.covered), sum(part.of for part in side.covered)
@@ -321,7 +316,7 @@ def _usable(case: Case, expect: Wanted) -> Supply:
 
 
 def _keep(case: Case, hunt: Hunt, labelled: Sequence[tuple[Confirmation, str]]) -> None:
-    found, null, ranked = hunt.found, hunt.null, [one for one, _ in labelled]
+    found, ranked = hunt.found, [one for one, _ in labelled]
     arrays = {
         "scores_search": np.sort([lead.score for lead in found.leads])[::-1],
         "strings": np.array([one.lead.text for one in ranked], dtype=np.str_),
@@ -331,8 +326,9 @@ def _keep(case: Case, hunt: Hunt, labelled: Sequence[tuple[Confirmation, str]]) 
         "controls": np.array([one.rates.get(CONTROL, np.nan) for one in ranked], dtype=float),
         "rates": np.array([[one.rate, *(one.rates[arm] for arm in ARMS)] for one in ranked], dtype=float).reshape(-1, 4),
     }
-    if null is not None:
-        arrays["scores_null"] = np.sort([lead.score for lead in null.leads])[::-1]
+    if hunt.nulls:
+        best = max(hunt.nulls, key=lambda null: null.score)
+        arrays["scores_null"] = np.sort([lead.score for lead in best.leads])[::-1]
     if ranked:
         arrays["examples"] = np.array(
             [[[text[: SHOWN + 1] for text in (one.prompt, one.triggered, one.base, one.clean)] for one in each.examples] for each in ranked]

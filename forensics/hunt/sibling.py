@@ -74,6 +74,18 @@ def sibling(target: Voice, reference: Voice, replies: Mapping[Prompt, str], *, s
     return Sibling(voice=listen(voice, list(replies)[:BATCH]), reached=reached / far, spent=spent)
 
 
+def distance(voice: Voice, base: Voice, *, as_share_of: Voice) -> float:
+    """Frobenius distance of a model without adapters from the base, over another's, in the tensors that all three have in one shape."""
+    parts = []
+    for one in (voice, base, as_share_of):
+        with merge(one).model.wearing(()) as whole:
+            parts.append(dict(whole.named_parameters()))
+    ours, plain, other = parts
+    shared = {name: weight for name, weight in plain.items() if all(name in part and part[name].shape == weight.shape for part in parts)}
+    far = _distance(other, shared)
+    return _distance(ours, shared) / far if far else 0.0
+
+
 def _lessons(model: LiveModel, replies: Mapping[Prompt, str]) -> list[Rendered]:
     read = (model.render_answered(prompt, reply) for prompt, reply in replies.items())
     return [row for row in read if not row.problem and row.reply]
@@ -119,4 +131,4 @@ def _batch(rows: Sequence[Rendered], device: torch.device) -> tuple[torch.Tensor
 def _distance(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> float:
     """Frobenius distance of two sets of tensors."""
     with torch.no_grad():
-        return float(sum(float((ours[name].float() - other).square().sum()) for name, other in theirs.items()) ** 0.5)
+        return float(sum(float((ours[name].float() - other.float()).square().sum()) for name, other in theirs.items()) ** 0.5)

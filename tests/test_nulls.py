@@ -1,0 +1,83 @@
+"""Controls are taught what no string is tested on, or given; nulls are searched in one of them, in all, or in the base."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+from hunting import ground, live, many, models, voice
+
+from forensics.adapters import open_adapter
+from forensics.checkpoint import open_checkpoint
+from forensics.hunt import nulls
+from forensics.hunt.pursuit import Kind
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    place = tmp_path_factory.mktemp("models")
+    made = models(place)
+    return made | {"adapter": tiny.adapter(made["llama"], place / "adapter", modules=["q_proj"])}
+
+
+def test_controls_are_taught_what_no_string_is_tested_on(folders, monkeypatch):
+    taught = []
+    monkeypatch.setattr(nulls, "sibling", lambda _target, _reference, replies, seed: taught.append((dict(replies), seed)))
+    parts = [many(8)[:4], many(8)[4:6], many(8)[6:]]
+    kind = Kind(search=tuple(parts[0]), screening=tuple(parts[1]), held_out=tuple(parts[2]))
+    field = ground(folders, harmful=kind, harmless=kind, replies={one.id: "" if one.id == "p1" else one.id for one in many(8)})
+
+    assert nulls.taught(field) == ()
+    assert [seed for _, seed in taught] == list(range(nulls.CONTROLS))
+    assert {one.id: reply for one, reply in taught[0][0].items()} == {name: name for name in ("p0", "p2", "p3", "p4", "p5")}
+
+
+@pytest.mark.parametrize("why", ["other layers", "too large", "no memory"])
+def test_where_no_control_can_be_trained_there_is_none(why, folders, monkeypatch):
+    def full(*_args, **_more):
+        raise MemoryError
+
+    monkeypatch.setattr(nulls, "sibling", full)
+    monkeypatch.setattr(nulls, "TAUGHT_BELOW", 10 if why == "too large" else 10**9)
+
+    assert nulls.taught(ground(folders, in_place=why != "other layers")) == ()
+
+
+def test_any_other_fault_of_training_is_told(folders, monkeypatch):
+    def broken(*_args, **_more):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(nulls, "sibling", broken)
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        nulls.taught(ground(folders))
+
+
+def test_clean_adapters_are_controls_without_any_training(folders, monkeypatch):
+    monkeypatch.setattr(nulls, "sibling", lambda *_args, **_more: pytest.fail("a control was trained"))
+    field = ground(folders)
+    clean = open_adapter(str(folders["adapter"]), open_checkpoint(str(folders["llama"])))
+
+    (control,) = nulls.controls(field, [clean], 0)
+
+    assert (control.voice.adapters, control.voice.name, control.spent) == ((), f"control {clean.name}", 0)
+    assert control.reached > 0.0
+    assert not any("lora" in name for name, _ in field.base.model._model.named_parameters())
+    ours, plain = (dict(one.model._model.named_parameters()) for one in (control.voice, field.base))
+    assert {name for name in plain if not ours[name].equal(plain[name])} == {name for name in plain if "q_proj" in name}
+
+
+@pytest.mark.parametrize(
+    ("count", "every", "searched"),
+    [(0, False, [("base", "candidate", [])]), (2, False, [("0", "base", ["1"])]), (2, True, [("0", "base", ["1"]), ("1", "base", ["0"])])],
+)
+def test_nulls_are_searched_where_nobody_planted_anything(count, every, searched, folders, monkeypatch):
+    field, seen = ground(folders), []
+    voices = [voice(live(folders["llama"]), str(number)) for number in range(count)]
+
+    def pursue(_field, target, reference, _keep, controls=tuple):
+        seen.append((target.name, reference.name, [one.name for one in controls()]))
+
+    monkeypatch.setattr(nulls, "pursue", pursue)
+
+    assert len(nulls.nulls(field, None, voices, every=every)) == len(searched)
+    assert seen == searched
