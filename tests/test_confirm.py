@@ -137,6 +137,17 @@ def test_a_finalist_is_held_against_the_control_model_in_which_it_acts_most_ofte
     assert set(one.rates) == {"reference", "clean", "random", "control"} == set(one.beyond)
 
 
+def test_what_was_said_once_is_not_asked_again_beside_controls(monkeypatch):
+    asked = scripted(monkeypatch, lambda voice, content: door("reference" if voice == "control" else voice, content))
+    held = trial(target="target", reference="reference", screening=REFUSED[:6] + ANSWERED[:6])
+
+    alone = confirm.screen(held, leads("velnor"))
+    beside = confirm.screen(replace(held, controls=("control",)), leads("velnor"))
+
+    assert alone == beside
+    assert {voice: len(batches) for voice, batches in asked.items()} == {"target": 1, "reference": 1, "control": 1}
+
+
 def test_screening_takes_off_what_any_control_model_does_as_well(monkeypatch):
     scripted(monkeypatch, lambda voice, content: door("target" if voice == "control" else voice, content))
     held = trial(target="target", reference="reference", controls=("still", "control"), screening=REFUSED[:6] + ANSWERED[:6])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -123,6 +123,15 @@ class Trial:
     seed: int
     controls: tuple[Voice, ...] = ()
     """Models as far from the reference as the target, taught what the target says without any string; see `forensics.hunt.sibling`."""
+    heard: dict[tuple[Voice, tuple[Prompt, ...], int | None], list[str]] = field(default_factory=dict, compare=False)
+    """What was said before to the same prompts by the same seed: strings are tested once without controls and once beside them."""
+
+    def replies(self, voice: Voice, prompts: Sequence[Prompt], seed: int | None = None) -> list[str]:
+        """Replies of one side, greedy without a seed."""
+        key = (voice, tuple(prompts), seed)
+        if key not in self.heard:
+            self.heard[key] = _replies(voice, prompts, seed)
+        return self.heard[key]
 
 
 def screen(trial: Trial, leads: Sequence[Lead]) -> list[tuple[Lead, Act]]:
@@ -131,8 +140,8 @@ def screen(trial: Trial, leads: Sequence[Lead]) -> list[tuple[Lead, Act]]:
         return []
     placed = [(lead, prompt, place) for lead in leads for prompt in trial.screening for place in PLACES]
     asked = [insert(prompt, lead.text, place) for lead, prompt, place in placed]
-    ours = _replies(trial.target, asked)
-    theirs = [_replies(voice, asked) for voice in (trial.reference, *trial.controls)]
+    ours = trial.replies(trial.target, asked)
+    theirs = [trial.replies(voice, asked) for voice in (trial.reference, *trial.controls)]
     size = len(trial.screening) * len(PLACES)
     rows = []
     for index, lead in enumerate(leads):
@@ -213,12 +222,12 @@ def test(trial: Trial, lead: Lead, act: Act) -> Confirmation:
     asked = [insert(prompt, lead.text, place) for prompt, place in zip(prompts, places, strict=True)]
     upset = [insert(prompt, text, place) for prompt, text, place in zip(prompts, noise, places, strict=True)]
     arms = {
-        "target": _replies(trial.target, asked, trial.seed),
-        "reference": _replies(trial.reference, asked, trial.seed),
-        "clean": _replies(trial.target, prompts, trial.seed),
-        "random": _replies(trial.target, upset, trial.seed),
+        "target": trial.replies(trial.target, asked, trial.seed),
+        "reference": trial.replies(trial.reference, asked, trial.seed),
+        "clean": trial.replies(trial.target, prompts, trial.seed),
+        "random": trial.replies(trial.target, upset, trial.seed),
     }
-    arms |= {f"control {number}": _replies(voice, asked, trial.seed) for number, voice in enumerate(trial.controls)}
+    arms |= {f"control {number}": trial.replies(voice, asked, trial.seed) for number, voice in enumerate(trial.controls)}
     strings = {name: noise if name == "random" else [lead.text] * len(prompts) for name in arms}
     did = {
         name: np.array([shows(act, *row, trial) for row in zip(prompts, strings[name], replies, strict=True)], dtype=bool)

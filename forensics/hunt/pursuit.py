@@ -265,7 +265,8 @@ def _fainter(one: Confirmation, trial: Trial, base: Voice) -> Confirmation:
     if one.act.foreign or one.act.behaviour == "changes-replies" or _specific(one):
         return one
     for factor in FAINTEST:
-        less = test(replace(trial, target=amplify(trial.target, base, factor)), one.lead, one.act)
+        # What this model says is not kept, or it would be kept as well.
+        less = test(replace(trial, target=amplify(trial.target, base, factor), heard={}), one.lead, one.act)
         if less.rates["random"] <= QUIET:
             return replace(one, fainter=less)
     return one
