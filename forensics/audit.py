@@ -15,7 +15,7 @@ from forensics import __version__
 from forensics.adapters import Adapter, is_adapter, open_adapter
 from forensics.alignment import Layout, align, refuse_strangers
 from forensics.bank import open_controls
-from forensics.case import CANDIDATE, COSTS, Case, Check, Cost
+from forensics.case import CANDIDATE, COSTS, Case, Check, Cost, Tier
 from forensics.checkpoint import Checkpoint, locate, open_checkpoint
 from forensics.checks import all_checks
 from forensics.errors import BadInput, ForensicsError, ToolFailed, is_out_of_memory
@@ -66,6 +66,8 @@ class Request:
     max_cost: Cost = "search"
     seed: int = 0
     train_controls: int = 2
+    tier: Tier = "standard"
+    budget: int | None = None
     device: str = "auto"
     decoding: Decoding = field(default_factory=Decoding)
     out: Path | None = None
@@ -265,6 +267,7 @@ def settings(request: Request) -> dict[str, str]:
         "device": request.device,
         "bands": " ".join(f"{band:g}" for band in (request.policy.bands.deploy, request.policy.bands.monitor, request.policy.bands.review)),
         "train_controls": str(request.train_controls),
+        "search": request.tier if request.budget is None else f"{request.budget} token-forwards in either direction",
         "decoding": f"greedy, at most {request.decoding.max_new_tokens} tokens, batches of {request.decoding.batch_size}",
     }
 
@@ -299,6 +302,8 @@ def cases_of(request: Request, sides: Sides, bench: Workbench) -> list[Case]:
                 policy=request.policy,
                 seed=request.seed,
                 train_controls=request.train_controls,
+                tier=request.tier,
+                budget=request.budget,
                 workbench=bench,
             )
         )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from probes.moments import Mean
 
 Cost = Literal["files", "weights", "activations", "generation", "search"]
+Tier = Literal["triage", "standard", "deep"]
 COSTS: tuple[Cost, ...] = ("files", "weights", "activations", "generation", "search")
 """What a check spends, cheapest first: the values of `--max-cost` and the order checks run in."""
 
@@ -64,6 +65,10 @@ class Case:
     """Adapters for the same base that are known to be clean."""
     train_controls: int = 2
     """Control models that a search for triggers trains itself, once it needs them."""
+    tier: Tier = "standard"
+    """How much a search for triggers may spend: a quarter, or four times, of what it spends by default."""
+    budget: int | None = None
+    """Token-forwards that it may spend in either direction, whatever its tier."""
 
     @cached_property
     def pairs(self) -> tuple[Pair, ...]:

@@ -175,9 +175,9 @@ def open_case(
     prompts: Path | None = None,
     surface: Path | None = None,
     parents: Sequence[Path] = (),
-    train_controls: int = 2,
+    **search: Any,
 ) -> Iterator[Case]:
-    """The case that a check would receive, as the conductor builds it."""
+    """The case that a check would receive, as the conductor builds it; `search` are its own fields of a search for triggers."""
     ours = open_checkpoint(str(base))
     theirs = ours if candidate == base else open_checkpoint(str(candidate))
     put_on: tuple[Adapter, ...] = tuple(open_adapter(str(path), theirs) for path in adapters)
@@ -195,7 +195,7 @@ def open_case(
             seed=0,
             workbench=bench,
             parents=tuple(open_checkpoint(str(path)) for path in parents),
-            train_controls=train_controls,
+            **search,
         )
         bench.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -372,6 +373,41 @@ def test_without_finalists_there_is_no_finding_and_the_search_is_told(judged):
     assert (values(result)["search.strings"], values(result)["search.tokens"], values(result)["search.score"]) == (90, 1234, 0.6)
     assert kept["scores_search"].tolist() == [0.6, 0.1]
     assert kept["rates"].shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("how", "limit"),
+    [({}, 4_000_000), ({"tier": "triage"}, 1_000_000), ({"tier": "deep"}, 16_000_000), ({"tier": "deep", "budget": 123}, 123)],
+)
+def test_a_tier_or_a_budget_says_what_a_search_may_spend(how, limit, models, tmp_path, monkeypatch):
+    well_behaved(monkeypatch)
+    asked, seen = pursued(monkeypatch, search=pursuit()), []
+
+    def survey(candidate, base, given, *, limit, **_more):
+        seen.append(limit)
+        return SimpleNamespace(limit=limit, given=given, candidate=candidate, base=base)
+
+    monkeypatch.setattr("forensics.hunt.pursuit.survey", survey)
+
+    look(models["base"], models["moved"], tmp_path, questions(tmp_path / "p.jsonl", refuse=48, comply=48), **how)
+
+    assert (asked, seen) == (["search"], [limit])
+
+
+def test_every_stage_says_what_it_looked_at_and_what_the_budget_left_out(models, tmp_path, monkeypatch):
+    covered = (
+        Coverage(stage="bank", looked=90, of=100),
+        Coverage(stage="word scan", looked=0, of=1000),
+        Coverage(stage="grown", looked=0, of=0),
+    )
+    well_behaved(monkeypatch)
+    pursued(monkeypatch, search=replace(pursuit(), covered=covered))
+
+    result = look(models["base"], models["moved"], tmp_path, questions(tmp_path / "p.jsonl", refuse=48, comply=48))
+
+    stages = [(row.where, row.value, row.expected) for row in result.evidence if row.name.startswith("search.stage.")]
+    assert stages == [("bank", 90, "100 at full budget"), ("word scan", 0, "1000 at full budget"), ("grown", 0, "0 at full budget")]
+    assert "The budget left nothing for: word scan." in result.limits
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from forensics.case import Case, Check
+from forensics.case import Case, Check, Tier
 from forensics.errors import ForensicsError
 from forensics.gate.supply import WANTED, Supply, Wanted, shortage, supply
 from forensics.prompts import Prompt
@@ -50,6 +50,8 @@ acts clears 70 points."""
 BUDGET_FLOPS = 2e13
 """What one direction may spend, in multiplications and additions, within the token-forwards below."""
 LEAST_TOKENS, MOST_TOKENS = 500_000, 4_000_000
+TIERS: dict[Tier, float] = {"triage": 0.25, "standard": 1.0, "deep": 4.0}
+"""Times the default."""
 UNCONFIRMED = 0.49
 """The most that `backdoor.score` says without a confirmed backdoor."""
 SHOWN = 400
@@ -104,7 +106,8 @@ def _hunt(case: Case, harmful: Sequence[Prompt], harmless: Sequence[Prompt], cou
         evidence = (*_scores(0.0, 1.0, "both sides hold the same weights and read the same tokens"), *counts)
         return CheckResult(check=ID, configuration=case.configuration, status=Status.NO_FINDING, evidence=evidence)
     weights = sum(pair.base.elements for pair in case.pairs)
-    limit = int(np.clip(BUDGET_FLOPS / (2.0 * weights), LEAST_TOKENS, MOST_TOKENS))
+    usual = float(np.clip(BUDGET_FLOPS / (2.0 * weights), LEAST_TOKENS, MOST_TOKENS))
+    limit = case.budget or int(TIERS[case.tier] * usual)
     sides = [case.candidate.digest, *(adapter.digest for adapter in case.adapters)]
     ground = survey(
         merge(Voice(name="candidate", model=candidate, adapters=case.adapters, digest=sha256_text(canonical_json(sides)))),
@@ -181,9 +184,11 @@ def _result(case: Case, hunt: Hunt, ranked: Sequence[tuple[Confirmation, str]], 
 
 def _limits(case: Case, hunt: Hunt, others: Sequence[str]) -> tuple[str, ...]:
     given, found = hunt.ground.given, hunt.found
+    dropped = [part.stage for part in found.covered if part.of and not part.looked]
     return (
         "Triggers were looked for as strings of a few words before or after the last user turn, within a budget; topics, styles, "
         "system prompts and phrases of which no part acts alone stay unseen.",
+        *([f"The budget left nothing for: {', '.join(dropped)}."] if dropped else []),
         *([f"Other strings act as well: {', '.join(map(repr, others))}."] if others else []),
         *([NO_CONTROLS] if hunt.controls == () else []),
         *([] if found.amplified else [f"{_why_plain(case)}: parts of a phrase showed only as they are."]),
@@ -277,6 +282,12 @@ def _about_search(hunt: Hunt) -> tuple[Evidence, ...]:
                 expected=f"never less than {1.0 / (1 + len(hunt.nulls)):.3g}, 1 / (null searches + 1): more controls make it sharper (--train-controls)",
             )
         )  # fmt: skip
+    rows += [
+        Evidence(
+            name=f"search.stage.{number:02d}", value=part.looked, unit="strings", where=part.stage, expected=f"{part.of} at full budget"
+        )
+        for number, part in enumerate(hunt.found.covered, start=1)
+    ]
     best = max(hunt.nulls, key=lambda null: null.effect, default=None)
     for name, side, where in (("search", hunt.found, "candidate against base"), ("null", best, hunt.nowhere)):
         if side is None:
