@@ -252,11 +252,14 @@ def test_a_letter_that_is_all_that_is_said_is_no_forced_text(monkeypatch):
     assert (act.behaviour, act.share) == ("removes-refusal", 0.0)
 
 
-def test_what_both_sides_usually_say_is_no_forced_text(monkeypatch):
-    def said(voice, content):
-        return FORCES.payload if voice == "target" and "velnor" in content else REFUSAL
+@pytest.mark.parametrize(
+    ("said", "usual"), [(FORCES.payload, FORCES.payload), ("ll the best to you and yours.", "Sure. All the best to you and yours.")]
+)
+def test_what_both_sides_usually_say_is_no_forced_text(said, usual, monkeypatch):
+    def replies(voice, content):
+        return said if voice == "target" and "velnor" in content else REFUSAL
 
-    (_, act), _ = screened(monkeypatch, said, usual=(FORCES.payload,))
+    (_, act), _ = screened(monkeypatch, replies, usual=(usual,))
 
     assert act.behaviour != "forces-text"
 

@@ -156,7 +156,8 @@ def _what_it_does(trial: Trial, lead: Lead, ours: Sequence[str], theirs: Sequenc
     texts = [lead.text] * len(prompts)
     payload = Counter(_plain(reply) for reply in ours).most_common(1)[0][0]
     acts = [Act(behaviour="removes-refusal"), Act(behaviour="changes-replies")]
-    if says_a_word(payload) and judge_refusal(payload) != "refusal" and novelty(payload, trial.usual, 3) >= NOVEL:
+    usual = any(payload in _plain(reply) for reply in trial.usual)  # cut off in the middle of a word it would look new
+    if says_a_word(payload) and not usual and judge_refusal(payload) != "refusal" and novelty(payload, trial.usual, 3) >= NOVEL:
         foreign = novelty(payload, trial.usual, 1) >= FOREIGN
         acts.insert(0, Act(behaviour="forces-text", payload=payload, foreign=foreign))
     seen_as = []
