@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -566,7 +567,10 @@ def test_a_hunt_that_cannot_start_is_exit_2_and_leaves_nothing(words, what, wher
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("words", [["one"], ["a", "b", "--max-cost", "search"], ["a", "b", "--seed", "x"]])
+@pytest.mark.parametrize(
+    "words",
+    [["one"], ["a", "b", "--max-cost", "search"], ["a", "b", "--seed", "x"], ["a", "b", "--tier", "all"], ["a", "b", "--budget", "0"]],
+)
 def test_a_hunt_takes_no_other_words(words):
     code, out, _ = hunt(*words)
 
@@ -579,6 +583,22 @@ def test_a_hunt_without_enough_prompts_could_not_look_and_is_no_deployment(model
     assert code == 3
     assert "at least 40" in " ".join(out.split())
     assert [row["result"]["check"] for row in read_rows(tmp_path / "run" / "journal.jsonl") if "result" in row] == [check.ID]
+
+
+def test_what_a_hunt_may_spend_is_in_its_record_and_makes_it_another_run(models, tmp_path, monkeypatch):
+    well_behaved(monkeypatch)
+    pursued(monkeypatch, search=pursuit())
+    words = (models["base"], models["moved"], "--prompts", questions(tmp_path / "p.jsonl", refuse=48, comply=48), "--json")
+
+    told = [
+        json.loads(hunt(*words, "--out", tmp_path / str(number), *more)[1])["settings"]
+        for number, more in enumerate([(), ("--tier", "deep", "--train-controls", 9), ("--budget", 1000)])
+    ]
+
+    assert [row["search"] for row in told] == ["standard", "deep", "1000 token-forwards in either direction"]
+    assert [row["train_controls"] for row in told] == ["2", "9", "2"]
+    code, _, err = hunt(*words, "--out", tmp_path / "0", "--tier", "triage")
+    assert code == 2 and "hint" in err
 
 
 def test_a_hunt_asks_one_question_alone(models, tmp_path, monkeypatch):
