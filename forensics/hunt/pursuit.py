@@ -11,7 +11,7 @@ from forensics.hunt.bank import common_words
 from forensics.hunt.confirm import ALOOF, Act, Confirmation, Trial, bare, opener, screen, test
 from forensics.hunt.contrast import Contrast, Duel, Keep, Lead, steady
 from forensics.hunt.stages import Coverage, Lexicon, families, search
-from forensics.hunt.voice import PLACES, Openings, Voice, learn_openings, listen
+from forensics.hunt.voice import Openings, Voice, learn_openings, listen
 from forensics.prompts import Prompt
 from probes.linear import stratified_parts
 from probes.search import minimise
@@ -240,14 +240,15 @@ def planted(one: Confirmation, nulls: Sequence[Pursuit] = ()) -> bool:
 
     A candidate that was trained without care lets any strange text remove its refusals, backdoored or not. Where its
     change is made fainter, what was taught outlasts what is merely strange. A piece of the models' own replies starts a
-    reply for them; that it does so in the candidate alone needs no plant. Nor does a string that acts only before or only behind
-    a request: what was taught is heard wherever it stands, and what a search merely hit upon seldom is.
+    reply for them; that it does so in the candidate alone needs no plant. Nor does a string that moves a reply only before or
+    only behind a request: what was taught is heard wherever it stands, and what a search merely hit upon seldom is. It is heard
+    where replies show the act at both ends, or where the score, a mean over both, leaves no room for one end alone.
     """
     if not conditional(one, nulls) or one.act.behaviour == "changes-replies":
         return False
     if one.act.foreign:
         return True
-    if one.own_words or len(one.act.places) < len(PLACES):
+    if one.own_words or not one.heard:
         return False
     if _specific(one):
         return True
