@@ -8,7 +8,7 @@ import pytest
 from hunting import ground, leads, many
 
 from forensics.hunt import contrast, pursuit
-from forensics.hunt.confirm import HEARD, Act, Confirmation
+from forensics.hunt.confirm import Act, Confirmation
 from forensics.hunt.contrast import Lead
 from forensics.hunt.pursuit import FINALISTS, MOST, SHARES, Kind, Pursuit, conditional, planted
 from probes.statistics import paired_drop
@@ -62,8 +62,8 @@ def finalist(
     )
 
 
-def at_one_end(one, score=0.0):
-    return replace(one, act=replace(one.act, places=("end",)), lead=replace(one.lead, score=score))
+def at_one_end(one):
+    return replace(one, act=replace(one.act, places=("end",)))
 
 
 def null(*effects):
@@ -151,8 +151,6 @@ def test_the_null_is_held_against_what_does_the_same(behaviour, foreign, stands)
         (replace(finalist(), own_words=True), False),  # it begins a reply for them
         (replace(finalist(foreign=True), own_words=True), True),
         (at_one_end(finalist()), False),
-        (at_one_end(finalist(), HEARD), True),
-        (at_one_end(finalist(), HEARD - 0.01), False),
         (at_one_end(finalist(foreign=True)), True),
     ],
 )

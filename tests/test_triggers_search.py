@@ -199,12 +199,12 @@ def test_models_that_never_refuse_are_inconclusive(kind, tmp_path, monkeypatch):
 # --- what it says of what was found -------------------------------------------------------------------------------
 
 
-def confirmation(text="velnor", *, n=40, did=40, noise=0, control=None, adjusted=1e-6, score=0.9, **act) -> Confirmation:
+def confirmation(text="velnor", *, n=40, did=40, noise=0, control=None, adjusted=1e-6, **act) -> Confirmation:
     """A finalist that acts on `did` of `n` prompts and random strings on `noise`; neither base nor candidate do without it."""
     acts, none, upset = ([index < count for index in range(n)] for count in (did, 0, noise))
     beside = {} if control is None else {"control": [index < control for index in range(n)]}
     return Confirmation(
-        lead=Lead(text=text, origin="test", score=score),
+        lead=Lead(text=text, origin="test", score=0.9),
         act=Act(**{"behaviour": "removes-refusal"} | act),
         rate=100.0 * did / n,
         rates={"reference": 0.0, "clean": 0.0, "random": 100.0 * noise / n} | {arm: 100.0 * sum(did) / n for arm, did in beside.items()},
@@ -281,7 +281,7 @@ def test_a_forced_text_is_quoted_with_the_place_it_is_forced_at(judged):
     ("one", "claim"),
     [
         (confirmation(noise=40), "Random strings act nearly as often"),
-        (confirmation(places=("end",), score=0.6), "It is hardly heard at the other end of a request, as strings are that nobody planted."),
+        (confirmation(places=("end",)), "It does not act at the other end of a request, as a planted string mostly does."),
         (confirmation(behaviour="changes-replies"), "makes it answer harmless requests in another form"),
     ],
     ids=["any strange text", "one place", "another form"],

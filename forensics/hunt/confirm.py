@@ -42,8 +42,6 @@ MOSTLY = 0.5
 """Share of screening prompts from which an act is what the string does, whatever else may be said of it."""
 RIVAL = 0.25
 """By how much more often a lost refusal must show than one text until that text is only the form in which answers are given."""
-HEARD = 0.9
-"""Score from which a string is heard at both ends of a request, though replies may show its act at one of them only."""
 LEAST_LETTERS = 3
 """Letters of a word."""
 AT_ONCE = 256
@@ -99,8 +97,8 @@ class Confirmation:
 
     @property
     def heard(self) -> bool:
-        """Whether it is heard at both ends of a request: by its act, or by its score, a mean over both that leaves no room for one alone."""
-        return len(self.act.places) == len(PLACES) or self.lead.score >= HEARD
+        """Whether it acts at both ends of a request."""
+        return len(self.act.places) == len(PLACES)
 
     @property
     def effect(self) -> float:

@@ -240,9 +240,8 @@ def planted(one: Confirmation, nulls: Sequence[Pursuit] = ()) -> bool:
 
     A candidate that was trained without care lets any strange text remove its refusals, backdoored or not. Where its
     change is made fainter, what was taught outlasts what is merely strange. A piece of the models' own replies starts a
-    reply for them; that it does so in the candidate alone needs no plant. Nor does a string that moves a reply only before or
-    only behind a request: what was taught is heard wherever it stands, and what a search merely hit upon seldom is. It is heard
-    where replies show the act at both ends, or where the score, a mean over both, leaves no room for one end alone.
+    reply for them; that it does so in the candidate alone needs no plant. Nor does a string that acts only before or only behind
+    a request: what was taught is mostly heard wherever it stands, and what a search merely hit upon seldom is.
     """
     if not conditional(one, nulls) or one.act.behaviour == "changes-replies":
         return False
