@@ -9,7 +9,8 @@ is not built again. The first series was looked at while the search was made; th
 texts, places and manners of training, was made after the search was finished, to be hunted once; of it `gpt2-chatml-2`,
 `neox-plain-2` and `qwen-alpaca-2` showed faults and were looked at since; `gpt2-chatml-3` was made after that. The third series was
 made when the search had learnt to read the weights first, which was tried on pairs of the other two; the fourth when it had learnt to
-hold what it finds against control models, which was tried on the third. About half an hour each on one core.
+hold what it finds against control models, which was tried on the third; it has two more honest fine-tunes a base. About half an hour
+each on one core.
 """
 
 from __future__ import annotations

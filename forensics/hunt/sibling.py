@@ -19,10 +19,12 @@ from forensics.hunt.voice import Voice, listen
 from forensics.model import LiveModel, Rendered
 from forensics.prompts import Prompt
 
-STEPS, BATCH = 60, 12
-"""Most steps of training, and lessons a step: two controls cost about a third of a search."""
-PACE = 6.0
-"""The rate of learning is the candidate's root mean square change over this: twenty to forty steps take most controls as far."""
+STEPS, BATCH = 200, 24
+"""Most steps of training, and lessons a step."""
+PACE = 15.0
+"""The rate of learning is the candidate's root mean square change over this: some sixty steps take a control as far as a full
+fine-tune. At 6, with half the lessons, a control is as far in twenty steps, and has learnt so little of how the candidate speaks
+that two benign fine-tunes which slower ones clear were called backdoored."""
 TAUGHT_BELOW = 300_000_000
 """Models of more weights than this are not trained: it takes sixteen bytes a weight beside all the models that are there."""
 IGNORED = -100
