@@ -220,8 +220,9 @@ def test_weights_that_cannot_be_read_are_searched_without_and_that_is_said(base,
     monkeypatch.setattr("forensics.readout.readings", breaks)
     with open_case(base, base, tmp_path / "run") as case:
         hints = triggers_search._hints(case)
-        given = SimpleNamespace(hints=hints), SimpleNamespace(hints=("walnut",))
-        limits = [triggers_search._limits(case, one, SimpleNamespace(amplified=True), []) for one in given]
+        grounds = (SimpleNamespace(given=SimpleNamespace(hints=some)) for some in (hints, ("walnut",)))
+        found = SimpleNamespace(amplified=True, covered=())
+        limits = [triggers_search._limits(case, SimpleNamespace(ground=one, found=found, controls=None), []) for one in grounds]
 
     assert hints is None
     assert [any("could not be read in tokens" in limit for limit in one) for one in limits] == [True, False]
