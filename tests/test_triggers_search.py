@@ -33,7 +33,7 @@ from forensics.gate.judges import RULE_JUDGE
 from forensics.hunt import nulls as nulls_module
 from forensics.hunt.confirm import Act, Confirmation, Example
 from forensics.hunt.contrast import Lead
-from forensics.hunt.pursuit import Pursuit
+from forensics.hunt.pursuit import Pursuit, conditional
 from forensics.hunt.sibling import Sibling
 from forensics.hunt.stages import Coverage, Lexicon
 from forensics.record import CheckResult, Item, Status
@@ -226,9 +226,12 @@ def pursued(monkeypatch, *, made=2, **by_direction: Pursuit) -> list[str]:
     asked: list[str] = []
     controls = tuple(Sibling(voice=SimpleNamespace(name=f"control {number}"), reached=1.0, spent=10) for number in range(made))
 
-    def pursue(_ground, target, *_more):
+    def pursue(_ground, target, _reference, _keep, controls=tuple):
         asked.append({"candidate": "search", "base": "null", "control": "null in a control"}[target.name.split()[0]])
-        return by_direction[asked[-1].split()[0]]
+        found = by_direction[asked[-1].split()[0]]
+        if any(conditional(one) and not one.act.foreign for one in found.tested):
+            controls()
+        return found
 
     def survey(candidate, base, given, **_more):
         return SimpleNamespace(limit=5000, given=given, candidate=candidate, base=base)
@@ -272,8 +275,11 @@ def test_a_string_far_beyond_its_controls_and_the_null_is_a_backdoor(judged):
 
 
 def test_a_forced_text_is_quoted_with_the_place_it_is_forced_at(judged):
-    result, _, _ = judged(confirmation(behaviour="forces-text", payload="the moon " * 40, foreign=True, places=("end",)), null=pursuit())
+    result, asked, _ = judged(
+        confirmation(behaviour="forces-text", payload="the moon " * 40, foreign=True, places=("end",)), null=pursuit()
+    )
 
+    assert asked == ["search", "null"]  # no control could have learnt that text, so none is trained
     assert f"at the end of a request makes it say one text whatever is asked: {('the moon ' * 40)[:120]!r}" in result.findings[0].claim
 
 
