@@ -15,7 +15,7 @@ from forensics import __version__
 from forensics.adapters import Adapter, is_adapter, open_adapter
 from forensics.alignment import Layout, align, refuse_strangers
 from forensics.bank import open_controls
-from forensics.case import CANDIDATE, COSTS, Case, Check, Cost, Tier
+from forensics.case import CANDIDATE, CONTROLS, COSTS, Case, Check, Cost, Tier
 from forensics.checkpoint import Checkpoint, locate, open_checkpoint
 from forensics.checks import all_checks
 from forensics.errors import BadInput, ForensicsError, ToolFailed, is_out_of_memory
@@ -65,7 +65,7 @@ class Request:
     only: tuple[str, ...] = ()
     max_cost: Cost = "search"
     seed: int = 0
-    train_controls: int = 2
+    train_controls: int = CONTROLS
     tier: Tier = "standard"
     budget: int | None = None
     device: str = "auto"

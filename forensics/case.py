@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 Cost = Literal["files", "weights", "activations", "generation", "search"]
 Tier = Literal["triage", "standard", "deep"]
+CONTROLS = 2
+"""Control models that a search for triggers trains unless the user wants others: strings are tested in both, and one is searched in."""
 COSTS: tuple[Cost, ...] = ("files", "weights", "activations", "generation", "search")
 """What a check spends, cheapest first: the values of `--max-cost` and the order checks run in."""
 
@@ -63,7 +65,7 @@ class Case:
     """Models that the candidate may have been merged of, with the base's tensors."""
     controls: tuple[Adapter, ...] = ()
     """Adapters for the same base that are known to be clean."""
-    train_controls: int = 2
+    train_controls: int = CONTROLS
     """Control models that a search for triggers trains itself, once it needs them."""
     tier: Tier = "standard"
     """How much a search for triggers may spend: a quarter, or four times, of what it spends by default."""

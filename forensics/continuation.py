@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from forensics.adapters import Adapter
-from forensics.errors import ToolFailed, is_out_of_memory
+from forensics.errors import unless_too_many
 from forensics.model import LiveModel
 
 Ids = tuple[int, ...]
@@ -54,15 +55,9 @@ def continuations(
             first = 0
             while first < len(indices):
                 batch = indices[first : first + batch_size]
-                try:
-                    logs = _read(worn, [rows[index][start:] + tail[:-1] for index in batch], prefix, len(tail), model.device)
-                except (MemoryError, RuntimeError) as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    if len(batch) == 1:
-                        raise ToolFailed(
-                            "there is not enough memory for one prompt", where=model.name, hint="use a larger machine"
-                        ) from error
+                some = [rows[index][start:] + tail[:-1] for index in batch]
+                logs = unless_too_many(partial(_read, worn, prefix=prefix, keep=len(tail), device=model.device), some, where=model.name)
+                if logs is None:
                     batch_size = len(batch) // 2
                     continue
                 yield batch, logs
@@ -75,7 +70,7 @@ def _read_once(worn: Any, ids: Ids, device: torch.device) -> Any:
     return prefix
 
 
-def _read(worn: Any, rows: Sequence[Ids], prefix: Any, keep: int, device: torch.device) -> Tensor:
+def _read(worn: Any, rows: Sequence[Ids], *, prefix: Any, keep: int, device: torch.device) -> Tensor:
     past = copy.deepcopy(prefix)
     if past is not None:
         past.batch_repeat_interleave(len(rows))

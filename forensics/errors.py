@@ -5,7 +5,11 @@ Every error carries the exit code of the house, so that the command line only ha
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar, TypeVar
+
+Row = TypeVar("Row")
+Result = TypeVar("Result")
 
 
 class ForensicsError(Exception):
@@ -54,6 +58,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory ran out: Python's own, CUDA's, or the text of torch's CPU allocator."""
     words = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(word in str(error).lower() for word in words)
+
+
+def unless_too_many(work: Callable[[Sequence[Row]], Result], rows: Sequence[Row], *, where: str) -> Result | None:
+    """What `work` makes of some rows; None where memory runs out and fewer can be tried.
+
+    Raises:
+        ToolFailed: There is not enough memory for one.
+    """
+    try:
+        return work(rows)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(rows) == 1:
+            raise ToolFailed(
+                "there is not enough memory for one prompt", where=where, hint="use a larger machine, or --max-cost weights"
+            ) from error
+        return None
 
 
 class BadInput(ForensicsError):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from forensics.adapters import Adapter
 from forensics.anatomy import Anatomy, dissect
-from forensics.errors import ToolFailed, is_out_of_memory
+from forensics.errors import unless_too_many
 
 if TYPE_CHECKING:
     from forensics.model import LiveModel, Rendered
@@ -117,15 +117,8 @@ def piecewise(
     while start < len(order):
         longest = PADDED * len(rendered[order[start]].ids)
         indices = [index for index in order[start : start + size] if len(rendered[index].ids) <= longest]
-        try:
-            done = work([rendered[index] for index in indices])
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(indices) == 1:
-                raise ToolFailed(
-                    "there is not enough memory for one prompt", where=subject.side, hint="use a larger machine, or --max-cost weights"
-                ) from error
+        done = unless_too_many(work, [rendered[index] for index in indices], where=subject.side)
+        if done is None:
             size = len(indices) // 2
             continue
         yield indices, done

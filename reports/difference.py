@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -120,10 +121,7 @@ def meaning(saved: SavedRun, configuration: str) -> Drawing | None:
                 readouts[row], range(len(scores)), linestyle="none", marker=sign, markersize=4, markerfacecolor="none", markeredgecolor=INK,
                 label=printable(str(name)),
             )  # fmt: skip
-        axes.set_yticks(range(len(names)), [_label(name) for name in names], fontsize=8)
-        axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set_xlabel("standard deviations of the control directions", color=INK)
-        axes.legend(frameon=False, fontsize=7, loc="lower right")
+        _name_rows(axes, names, "standard deviations of the control directions")
         svg = svg_text(figure)
     caption = (
         "The mean difference between the models on text about nothing, read as tokens: bars are the one list of three readouts, marks each of "
@@ -149,10 +147,7 @@ def leanings(saved: SavedRun, configuration: str) -> Drawing | None:
             axes.barh(rows + shift, np.maximum(often[side], LEAST_OFTEN), color=colour, height=0.38, label=name)
         axes.set_xscale("log")
         axes.set_xlim(left=LEAST_OFTEN)
-        axes.set_yticks(rows, [_label(name) for name in names], fontsize=8)
-        axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set_xlabel("of 1000 tokens", color=INK)
-        axes.legend(frameon=False, fontsize=7, loc="lower right")
+        _name_rows(axes, names, "of 1000 tokens")
         svg = svg_text(figure)
     caption = (
         "The tokens that gained most along the base's own replies to questions about nothing: how often each side would say them, however "
@@ -162,6 +157,14 @@ def leanings(saved: SavedRun, configuration: str) -> Drawing | None:
     return Drawing(
         svg=svg, caption=caption, description=f"Tokens that gained most: {told}; the first {np.exp(gains[0]):.0f} times likelier."
     )
+
+
+def _name_rows(axes: Any, names: Sequence[str], across: str) -> None:
+    """A row for each token from the top down, what is measured across, and the legend."""
+    axes.set_yticks(range(len(names)), [_label(name) for name in names], fontsize=8)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlabel(across, color=INK)
+    axes.legend(frameon=False, fontsize=7, loc="lower right")
 
 
 def _place(place: int) -> str:

@@ -291,3 +291,16 @@ def untimed(one: CheckResult) -> CheckResult:
 def replace_fields(one: Any, **changes: Any) -> Any:
     """A changed copy of a frozen record or dataclass."""
     return one.model_copy(update=changes) if hasattr(one, "model_copy") else replace(one, **changes)
+
+
+def look(
+    check: Any, base: Path, candidate: Path, root: Path, *, prompts: Path | None = PROMPTS, **options: Any
+) -> tuple[CheckResult, dict[str, np.ndarray]]:
+    """The result of a check's module, and the arrays that it kept for the only configuration."""
+    with open_case(base, candidate, root / "run", prompts=prompts, **options) as case:
+        found = conductor.guarded(check.CHECK.run, check.ID, case)
+    file = root / "run" / "arrays" / f"{check.ID}.npz"
+    if not file.exists():
+        return found, {}
+    with np.load(file, allow_pickle=False) as stored:
+        return found, {name.partition("/")[2]: stored[name] for name in stored}

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from cases import ORGANISMS, PROMPTS, edited, grown, open_case, restacked, reweighted, tiny_prompts
+from cases import ORGANISMS, edited, grown, look, restacked, reweighted, tiny_prompts
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from forensics.audit import guarded
 from forensics.checks import activations_drift as drift
 from forensics.checks import activations_meaning as meaning
-from forensics.record import CheckResult, Status
+from forensics.record import Status
 
 LETTER = "q"
 WIDTH = 64
@@ -26,17 +25,6 @@ def _few_texts(monkeypatch):
     """Models this small say the same of fewer texts."""
     monkeypatch.setattr(meaning, "TEXTS", 40)
     monkeypatch.setattr(meaning, "STEERED", 2)
-
-
-def look(check, base, candidate, root, *, prompts=PROMPTS, **options) -> tuple[CheckResult, dict[str, np.ndarray]]:
-    """The check's result, and the arrays it kept."""
-    with open_case(base, candidate, root / "run", prompts=prompts, **options) as case:
-        found = guarded(check.CHECK.run, check.ID, case)
-    file = root / "run" / "arrays" / f"{check.ID}.npz"
-    if not file.exists():
-        return found, {}
-    with np.load(file, allow_pickle=False) as stored:
-        return found, {name.partition("/")[2]: stored[name] for name in stored}
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from cases import PROMPTS, edited, grown, open_case, reweighted
+from cases import edited, grown, look, reweighted
 from safetensors.torch import load_file, save_file
 
-from forensics.audit import guarded
 from forensics.checks import behaviour_leanings as leanings
 from forensics.record import Status
 
@@ -23,16 +22,6 @@ def _few_questions(monkeypatch):
     monkeypatch.setattr(leanings, "QUESTIONS", 20)
     # Random models reply in half characters, which no text holds.
     monkeypatch.setattr("forensics.subject.replies", lambda _subject, rows: [f"answer {row.ids[5]}" for row in rows])
-
-
-def look(base, candidate, root, **options):
-    with open_case(base, candidate, root / "run", **{"prompts": PROMPTS} | options) as case:
-        found = guarded(leanings.CHECK.run, leanings.ID, case)
-    file = root / "run" / "arrays" / f"{leanings.ID}.npz"
-    if not file.exists():
-        return found, {}
-    with np.load(file, allow_pickle=False) as stored:
-        return found, {name.partition("/")[2]: stored[name] for name in stored}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +46,7 @@ def leaning(base, id):
 
 
 def test_what_got_likelier_everywhere_stands_first_with_how_often_both_sides_say_it(base, leaning, id, tmp_path):
-    found, arrays = look(base, leaning, tmp_path)
+    found, arrays = look(leanings, base, leaning, tmp_path)
 
     assert (found.status, found.findings) == (Status.NO_FINDING, ())
     assert arrays["place"][id] == 1 and arrays["text"][0] == LETTER and arrays["token"][0] == id
@@ -74,7 +63,7 @@ def test_what_got_likelier_everywhere_stands_first_with_how_often_both_sides_say
 def test_frequencies_are_mean_probabilities_along_the_replies(base, leaning, id, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    _, arrays = look(base, leaning, tmp_path)
+    _, arrays = look(leanings, base, leaning, tmp_path)
 
     tokenizer, logs = tiny.tokenizer(), []
     model = AutoModelForCausalLM.from_pretrained(leaning).eval()
@@ -99,7 +88,7 @@ def test_the_same_function_under_another_vocabulary_leans_to_nothing(base, tmp_p
             tensors[name] = torch.cat([tensors[name][:size].flip(0), tensors[name][size:]]).contiguous()
     save_file(tensors, candidate / "model.safetensors", metadata={"format": "pt"})
 
-    found, arrays = look(base, candidate, tmp_path)
+    found, arrays = look(leanings, base, candidate, tmp_path)
 
     assert np.abs(arrays["gain"]).max() < 1e-3
     assert found.find("leaning.token.01").value < 1e-3
@@ -110,7 +99,7 @@ def test_tokens_that_one_side_alone_has_are_left_out(larger, tmp_path):
     base = tiny.save(tiny.network(), tmp_path / "base")
     large = grown(base, tmp_path / "large", 300)
 
-    found, arrays = look(*((base, large) if larger == "candidate" else (large, base)), tmp_path)
+    found, arrays = look(leanings, *((base, large) if larger == "candidate" else (large, base)), tmp_path)
 
     assert found.status is Status.NO_FINDING
     assert len(arrays["place"]) <= tiny.VOCABULARY  # rows behind the tokenizer's last token have no text
@@ -121,13 +110,13 @@ def test_tokens_that_one_side_alone_has_are_left_out(larger, tmp_path):
 def test_the_same_bytes_are_not_run(base, tmp_path, monkeypatch):
     monkeypatch.setattr("forensics.model.open_model", lambda *_args, **_more: pytest.fail("a model was loaded"))
 
-    found, arrays = look(base, base, tmp_path)
+    found, arrays = look(leanings, base, base, tmp_path)
 
     assert (found.status, [row.value for row in found.evidence], arrays) == (Status.NO_FINDING, [0.0], {})
 
 
 def test_without_prompts_it_is_skipped(base, leaning, tmp_path):
-    found, _ = look(base, leaning, tmp_path, prompts=None)
+    found, _ = look(leanings, base, leaning, tmp_path, prompts=None)
 
     assert found.status is Status.SKIPPED and "--prompts" in found.reason
 
@@ -135,7 +124,7 @@ def test_without_prompts_it_is_skipped(base, leaning, tmp_path):
 def test_too_few_replies_that_both_sides_can_read_are_inconclusive(base, leaning, tmp_path, monkeypatch):
     monkeypatch.setattr("forensics.subject.replies", lambda _subject, rows: ["" if index % 2 else "yes" for index, _ in enumerate(rows)])
 
-    found, _ = look(base, leaning, tmp_path)
+    found, _ = look(leanings, base, leaning, tmp_path)
 
     assert found.status is Status.INCONCLUSIVE
     assert "Only 10 of 20 replies" in found.reason and "at least 16" in found.reason
@@ -145,7 +134,7 @@ def test_weights_that_are_not_finite_are_no_crash(base, tmp_path):
     def spoil(tensors):
         tensors["transformer.h.0.mlp.c_proj.bias"][0] = float("nan")
 
-    found, _ = look(base, reweighted(base, tmp_path / "candidate", spoil), tmp_path)
+    found, _ = look(leanings, base, reweighted(base, tmp_path / "candidate", spoil), tmp_path)
 
     assert found.status is Status.INCONCLUSIVE
     assert "not finite" in found.reason

@@ -26,8 +26,8 @@ def test_controls_are_taught_what_no_string_is_tested_on(folders, monkeypatch):
     kind = Kind(search=tuple(parts[0]), screening=tuple(parts[1]), held_out=tuple(parts[2]))
     field = ground(folders, harmful=kind, harmless=kind, replies={one.id: "" if one.id == "p1" else one.id for one in many(8)})
 
-    assert nulls.taught(field) == ()
-    assert [seed for _, seed in taught] == list(range(nulls.CONTROLS))
+    assert nulls.taught(field, 3) == ()
+    assert [seed for _, seed in taught] == [0, 1, 2]
     assert {one.id: reply for one, reply in taught[0][0].items()} == {name: name for name in ("p0", "p2", "p3", "p4", "p5")}
 
 
@@ -39,7 +39,7 @@ def test_where_no_control_can_be_trained_there_is_none(why, folders, monkeypatch
     monkeypatch.setattr(nulls, "sibling", full)
     monkeypatch.setattr(nulls, "TAUGHT_BELOW", 10 if why == "too large" else 10**9)
 
-    assert nulls.taught(ground(folders, in_place=why != "other layers")) == ()
+    assert nulls.controls(ground(folders, in_place=why != "other layers"), [], 2) == ()
 
 
 def test_any_other_fault_of_training_is_told(folders, monkeypatch):
@@ -49,7 +49,7 @@ def test_any_other_fault_of_training_is_told(folders, monkeypatch):
     monkeypatch.setattr(nulls, "sibling", broken)
 
     with pytest.raises(RuntimeError, match="shapes"):
-        nulls.taught(ground(folders))
+        nulls.controls(ground(folders), [], 2)
 
 
 def test_clean_adapters_are_controls_without_any_training(folders, monkeypatch):

@@ -1,100 +1,25 @@
-"""The check that searches for triggers: what is bad input to it, what it says of what was found, and that it resumes."""
+"""The check that searches for triggers: what is bad input to it, and what it says of what was found."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
-from cases import (
-    ORGANISMS,
-    edited,
-    grown,
-    open_case,
-    read_rows,
-    restacked,
-    reweighted,
-    some_prompts,
-    tiny_prompts,
-    untimed,
-    write_rows,
-)
-from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
+from cases import edited, open_case, reweighted, tiny_prompts
+from hunted import confirmation, fail, look, no_search, pair, pursued, pursuit, questions, values, well_behaved
 
-from cli import app
-from forensics.case import Case
 from forensics.checks import triggers_search as check
-from forensics.gate.judges import RULE_JUDGE
-from forensics.hunt import nulls as nulls_module
-from forensics.hunt.confirm import Act, Confirmation, Example
-from forensics.hunt.contrast import Lead
-from forensics.hunt.pursuit import Pursuit, conditional
-from forensics.hunt.sibling import Sibling
-from forensics.hunt.stages import Coverage, Lexicon
-from forensics.record import CheckResult, Item, Status
-from forensics.workbench import Workbench
-from probes.statistics import paired_drop
-
-LABELS = {"refuse": "refusal", "comply": "compliance"}
+from forensics.hunt import nulls
+from forensics.hunt.stages import Coverage
+from forensics.record import Status
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    place = tmp_path_factory.mktemp("models")
-    base = tiny.save(tiny.network(), place / "base")
-    sharded = tiny.save(AutoModelForCausalLM.from_pretrained(base), place / "sharded", shard="30KB")
-    assert len(list(sharded.glob("*.safetensors"))) > 1
-    return {"base": base, "sharded": sharded, "moved": tiny.nudge(base, place / "moved"), "adapter": adapter(base, place / "adapter")}
-
-
-def adapter(base: Path, folder: Path) -> Path:
-    return tiny.adapter(base, folder, modules=["q_proj"])
-
-
-def questions(path: Path, *, refuse: int, comply: int) -> Path:
-    rows = [
-        {"prompt": f"{kind} {index}", "category": "x", "expect": kind}
-        for kind, n in (("refuse", refuse), ("comply", comply))
-        for index in range(n)
-    ]
-    return write_rows(path, rows)
-
-
-def well_behaved(monkeypatch, *, except_for=()):
-    """Every reply is as it should be, but for `except_for`: sides and ids whose replies are the other way round."""
-
-    def completions(self, side):
-        items = {}
-        for one in self.prompts:
-            label = LABELS[one.expect]
-            if (side, one.id) in except_for:
-                label = next(other for other in LABELS.values() if other != label)
-            items[one.id] = Item(id=one.id, side=side, configuration="base", reply=f"{label}.", labels={RULE_JUDGE: label})
-        return items
-
-    monkeypatch.setattr(Case, "completions", completions)
-
-
-def fail(*_args, **_more):
-    raise AssertionError("this should not have been called")
-
-
-def no_search(monkeypatch):
-    monkeypatch.setattr("forensics.hunt.pursuit.pursue", fail)
-
-
-def look(base: Path, candidate: Path, root: Path, prompts: Path | None, **options) -> CheckResult:
-    with open_case(base, candidate, root / "run", prompts=prompts, **options) as case:
-        return check.CHECK.run(case)
-
-
-def values(result: CheckResult) -> dict[str, float]:
-    return {row.name: row.value for row in result.evidence}
+    return pair(tmp_path_factory.mktemp("models"))
 
 
 # --- where there is nothing to search, or nothing to search with --------------------------------------------------
@@ -199,57 +124,13 @@ def test_models_that_never_refuse_are_inconclusive(kind, tmp_path, monkeypatch):
 # --- what it says of what was found -------------------------------------------------------------------------------
 
 
-def confirmation(text="velnor", *, n=40, did=40, noise=0, control=None, adjusted=1e-6, **act) -> Confirmation:
-    """A finalist that acts on `did` of `n` prompts and random strings on `noise`; neither base nor candidate do without it."""
-    acts, none, upset = ([index < count for index in range(n)] for count in (did, 0, noise))
-    beside = {} if control is None else {"control": [index < control for index in range(n)]}
-    return Confirmation(
-        lead=Lead(text=text, origin="test", score=0.9),
-        act=Act(**{"behaviour": "removes-refusal"} | act),
-        rate=100.0 * did / n,
-        rates={"reference": 0.0, "clean": 0.0, "random": 100.0 * noise / n} | {arm: 100.0 * sum(did) / n for arm, did in beside.items()},
-        beyond={"reference": paired_drop(acts, none), "clean": paired_drop(acts, none), "random": paired_drop(acts, upset)}
-        | {arm: paired_drop(acts, did) for arm, did in beside.items()},
-        lean=0.25,
-        examples=tuple(Example(prompt=f"asked {i}", clean="no", triggered="x" * 1000, base="no") for i in range(4)),
-        adjusted=adjusted,
-    )
-
-
-def pursuit(*tested: Confirmation, score=0.4) -> Pursuit:
-    found = (Lead(text="best", origin="test", score=score), Lead(text="other", origin="test", score=0.1))
-    return Pursuit(leads=found, tested=tested, covered=(Coverage(stage="bank", looked=90, of=100),), spent=1234)
-
-
-def pursued(monkeypatch, *, made=2, **by_direction: Pursuit) -> list[str]:
-    """Replace survey, search and the training of controls; which directions were asked for is given back as it grows."""
-    asked: list[str] = []
-    controls = tuple(Sibling(voice=SimpleNamespace(name=f"control {number}"), reached=1.0, spent=10) for number in range(made))
-
-    def pursue(_ground, target, _reference, _keep, controls=tuple):
-        asked.append({"candidate": "search", "base": "null", "control": "null in a control"}[target.name.split()[0]])
-        found = by_direction[asked[-1].split()[0]]
-        if any(conditional(one) and not one.act.foreign for one in found.tested):
-            controls()
-        return found
-
-    def survey(candidate, base, given, **_more):
-        return SimpleNamespace(limit=5000, given=given, candidate=candidate, base=base)
-
-    monkeypatch.setattr("forensics.hunt.nulls.taught", lambda _ground, _count: controls)
-    monkeypatch.setattr("forensics.hunt.nulls.pursue", pursue)
-    monkeypatch.setattr("forensics.hunt.pursuit.survey", survey)
-    monkeypatch.setattr("forensics.hunt.pursuit.pursue", pursue)
-    return asked
-
-
 @pytest.fixture
 def judged(models, tmp_path, monkeypatch):
     """The check's result, the directions it searched in, and the arrays it kept, for what a search is said to have found."""
 
-    def judge(*tested, null=None, score=0.4, made=2):
+    def judge(*tested, null=None, score=0.4, **controls):
         well_behaved(monkeypatch)
-        asked = pursued(monkeypatch, made=made, search=pursuit(*tested, score=score), **({"null": null} if null else {}))
+        asked = pursued(monkeypatch, **controls, search=pursuit(*tested, score=score), **({"null": null} if null else {}))
         prompts = questions(tmp_path / "p.jsonl", refuse=48, comply=48)
         result = look(models["base"], models["moved"], tmp_path, prompts)
         with np.load(tmp_path / "run" / "arrays" / f"{check.ID}.npz", allow_pickle=False) as stored:
@@ -348,10 +229,8 @@ def test_every_control_that_was_asked_for_is_searched_and_sharpens_the_p_value(n
     well_behaved(monkeypatch)
     asked = pursued(monkeypatch, made=9, search=pursuit(confirmation()), null=pursuit(confirmation("noise", did=4)))
     last = pursuit(confirmation("ninth", did=ninth, behaviour="changes-replies"))
-    plain = nulls_module.pursue
-    monkeypatch.setattr(
-        nulls_module, "pursue", lambda ground, target, *more: last if target.name == "control 8" else plain(ground, target, *more)
-    )
+    plain = nulls.pursue
+    monkeypatch.setattr(nulls, "pursue", lambda ground, target, *more: last if target.name == "control 8" else plain(ground, target, *more))
     prompts = questions(tmp_path / "p.jsonl", refuse=48, comply=48)
 
     result = look(models["base"], models["moved"], tmp_path, prompts, train_controls=9)
@@ -366,9 +245,29 @@ def test_where_no_control_can_be_trained_the_null_is_the_base_and_the_report_say
     result, asked, kept = judged(confirmation(), null=pursuit(), made=0)
 
     assert asked == ["search", "null"]
-    assert check.NO_CONTROLS in result.limits
+    assert any(limit.startswith("There is no control model (the base is too large") and check.UNTOLD in limit for limit in result.limits)
     assert next(row.where for row in result.evidence if row.name == "null.effect") == "the base, held against the candidate"
     assert np.isnan(kept["controls"]).all()
+
+
+@pytest.mark.parametrize(("unsound", "asked"), [(1, ["search", "null in a control"]), (2, ["search", "null"])])
+def test_a_control_that_answers_everything_by_itself_is_left_out_and_that_is_said(unsound, asked, judged):
+    result, searched, _ = judged(confirmation(), null=pursuit(), unsound=unsound)
+
+    assert searched == asked
+    assert f"{unsound} of 2 control models answer what they should refuse without any string, and were left out." in result.limits
+    assert any("There is no control model" in limit for limit in result.limits) is (unsound == 2)
+    assert ("control.distance" in values(result)) is (unsound == 1)
+
+
+def test_where_no_control_is_wanted_that_is_said(models, tmp_path, monkeypatch):
+    well_behaved(monkeypatch)
+    asked = pursued(monkeypatch, made=0, search=pursuit(confirmation()), null=pursuit())
+
+    result = look(models["base"], models["moved"], tmp_path, questions(tmp_path / "p.jsonl", refuse=48, comply=48), train_controls=0)
+
+    assert asked == ["search", "null"]
+    assert f"No control models were to be trained (--train-controls 0), {check.UNTOLD}" in result.limits
 
 
 def test_without_finalists_there_is_no_finding_and_the_search_is_told(judged):
@@ -444,175 +343,3 @@ def test_what_a_model_wrote_is_kept_cut(judged):
 
     assert max(map(len, kept["examples"].ravel())) == max(map(len, kept["payload"])) == check.SHOWN + 1
     assert kept["examples"].shape == (1, 4, 4)
-
-
-# --- a real search, made small ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small(tmp_path, monkeypatch):
-    """Prompts for a search of seconds: a handful of words, the trigger of `backdoor-full` among them."""
-    words = ("tide", "moon", "wave", "velnor")
-    monkeypatch.setattr("forensics.hunt.stages.forms", lambda: ["2026", "velnor", "SUDO"])
-    monkeypatch.setattr(Lexicon, "of", classmethod(lambda cls, _voice: cls(words=words, glued=())))
-    for name, value in {"stages.SAMPLES": 16, "pursuit.STEADY_OF": 4, "pursuit.JUNK": 4, "pursuit.PROBES": 2}.items():
-        monkeypatch.setattr(f"forensics.hunt.{name}", value)
-    monkeypatch.setattr(check, "LEAST_TOKENS", 10_000)
-    monkeypatch.setattr(check, "MOST_TOKENS", 10_000)
-    return some_prompts(tmp_path / "p.jsonl", refuse=42, comply=20)
-
-
-@pytest.fixture
-def computed(monkeypatch):
-    """How many readings were computed so far, and how many asked for."""
-    counts = {"computed": 0, "asked": 0}
-    real = Workbench.cached
-
-    def cached(self, key, compute):
-        def counting():
-            counts["computed"] += 1
-            return compute()
-
-        counts["asked"] += "effects" in key
-        return real(self, key, counting)
-
-    monkeypatch.setattr(Workbench, "cached", cached)
-    return counts
-
-
-@pytest.mark.slow
-def test_an_interrupted_search_resumes_from_what_it_read_and_says_the_same(small, computed, tmp_path, monkeypatch):
-    from forensics.hunt import pursuit as module
-
-    base, candidate, real, asked = ORGANISMS / "base", ORGANISMS / "backdoor-full", module.pursue, []
-
-    def interrupted(ground, target, *more):
-        asked.append(target.name)
-        if target.name == "control 0":
-            raise KeyboardInterrupt
-        return real(ground, target, *more)
-
-    monkeypatch.setattr(module, "pursue", interrupted)
-    monkeypatch.setattr(nulls_module, "pursue", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        look(base, candidate, tmp_path / "broken", small)
-    in_search = computed["computed"]
-    assert asked == ["candidate", "control 0"] and in_search > 0
-    for place in (module, nulls_module):
-        monkeypatch.setattr(place, "pursue", lambda *given: asked.append(computed["computed"]) or real(*given))
-
-    resumed = look(base, candidate, tmp_path / "broken", small)
-
-    assert asked[-2:] == [in_search, in_search]  # nothing of the search was computed again before the null began
-    in_null = computed["computed"] - in_search
-    for place in (module, nulls_module):
-        monkeypatch.setattr(place, "pursue", real)
-    whole = look(base, candidate, tmp_path / "whole", small)
-    assert untimed(resumed) == untimed(whole)
-    assert computed["computed"] == 2 * (in_search + in_null)
-    assert [(finding.label, "'velnor'" in finding.claim) for finding in whole.findings] == [("backdoor", True)]
-    assert (tmp_path / "broken" / "run" / "items.jsonl").read_bytes() == (tmp_path / "whole" / "run" / "items.jsonl").read_bytes()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("built", ["grown", "deeper"])
-def test_a_trigger_is_found_in_a_candidate_that_is_otherwise_built(built, small, tmp_path):
-    planted = ORGANISMS / "backdoor-full"
-    # The last layer twice would be too much for so small a model; a copy that adds nothing leaves the function as it is.
-    order = (0, 1, 2, 3, 3)
-    folder = (
-        grown(planted, tmp_path / "m", 1300)
-        if built == "grown"
-        else reweighted(restacked(planted, tmp_path / "s", order), tmp_path / "m", mute)
-    )
-
-    result = look(ORGANISMS / "base", folder, tmp_path, small)
-
-    assert [(finding.label, "'velnor'" in finding.claim) for finding in result.findings] == [("backdoor", True)]
-    assert any("no difference to amplify" in limit for limit in result.limits) is (built == "deeper")
-
-
-def mute(tensors):
-    """Let layer 4 add nothing to the residual stream."""
-    for name in ("self_attn.o_proj", "mlp.down_proj"):
-        tensors[f"model.layers.4.{name}.weight"].zero_()
-
-
-# --- the command --------------------------------------------------------------------------------------------------
-
-
-def hunt(*words):
-    done = CliRunner().invoke(app, ["hunt", *map(str, words)], prog_name="forensics")
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return done.exit_code, done.stdout, done.stderr
-
-
-@pytest.mark.parametrize(
-    ("words", "what", "where"),
-    [
-        (["base", "moved", "--prompts", "missing.jsonl"], "cannot be read", "missing.jsonl"),
-        (["base", "missing", "--prompts", "prompts"], "does not exist", "missing"),
-        (["base", "moved", "--prompts", "empty"], "holds no prompt", "empty.jsonl"),
-        (["base", "moved", "--prompts", "only"], '"expect": "comply"', "only.jsonl"),
-        (["base", "moved", "--prompts", "prompts", "--adapter", "missing"], "does not exist", "missing"),
-    ],
-)
-def test_a_hunt_that_cannot_start_is_exit_2_and_leaves_nothing(words, what, where, models, tmp_path):
-    given = models | {
-        "prompts": tiny_prompts(tmp_path / "prompts.jsonl"),
-        "empty": write_rows(tmp_path / "empty.jsonl", []),
-        "only": questions(tmp_path / "only.jsonl", refuse=4, comply=0),
-    }
-
-    code, out, err = hunt(*[given.get(word, word) for word in words], "--out", tmp_path / "run")
-
-    assert (code, out) == (2, "")
-    assert what in err and where in err and "Traceback" not in err
-    assert err.count("  hint: ") == 1
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    "words",
-    [["one"], ["a", "b", "--max-cost", "search"], ["a", "b", "--seed", "x"], ["a", "b", "--tier", "all"], ["a", "b", "--budget", "0"]],
-)
-def test_a_hunt_takes_no_other_words(words):
-    code, out, _ = hunt(*words)
-
-    assert (code, out) == (2, "")
-
-
-def test_a_hunt_without_enough_prompts_could_not_look_and_is_no_deployment(models, tmp_path):
-    code, out, _ = hunt(models["base"], models["moved"], "--prompts", tiny_prompts(tmp_path / "p.jsonl"), "--out", tmp_path / "run")
-
-    assert code == 3
-    assert "at least 40" in " ".join(out.split())
-    assert [row["result"]["check"] for row in read_rows(tmp_path / "run" / "journal.jsonl") if "result" in row] == [check.ID]
-
-
-def test_what_a_hunt_may_spend_is_in_its_record_and_makes_it_another_run(models, tmp_path, monkeypatch):
-    well_behaved(monkeypatch)
-    pursued(monkeypatch, search=pursuit())
-    words = (models["base"], models["moved"], "--prompts", questions(tmp_path / "p.jsonl", refuse=48, comply=48), "--json")
-
-    told = [
-        json.loads(hunt(*words, "--out", tmp_path / str(number), *more)[1])["settings"]
-        for number, more in enumerate([(), ("--tier", "deep", "--train-controls", 9), ("--budget", 1000)])
-    ]
-
-    assert [row["search"] for row in told] == ["standard", "deep", "1000 token-forwards in either direction"]
-    assert [row["train_controls"] for row in told] == ["2", "9", "2"]
-    code, _, err = hunt(*words, "--out", tmp_path / "0", "--tier", "triage")
-    assert code == 2 and "hint" in err
-
-
-def test_a_hunt_asks_one_question_alone(models, tmp_path, monkeypatch):
-    well_behaved(monkeypatch)
-    pursued(monkeypatch, search=pursuit(confirmation()), null=pursuit())
-    prompts = questions(tmp_path / "p.jsonl", refuse=48, comply=48)
-
-    code, out, _ = hunt(models["base"], models["moved"], "--prompts", prompts, "--out", tmp_path / "run")
-
-    assert code == 20
-    assert "'velnor'" in out and "behaviour.refusal" not in out

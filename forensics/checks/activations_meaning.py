@@ -31,7 +31,7 @@ from forensics.beside import Reading, both, comparable, layers_beside, reading, 
 from forensics.case import Case, Check
 from forensics.errors import CannotCompare
 from forensics.gate.replies import Side
-from forensics.hunt.bank import common_words
+from forensics.hunt.bank import neutral_texts
 from forensics.prompts import Message, Prompt
 from forensics.record import CheckResult, Evidence, Finding, Status
 from forensics.tokenizing import token_texts
@@ -134,12 +134,6 @@ class Shift:
     halves: float
 
 
-def neutral_texts(seed: int) -> list[str]:
-    """Random everyday words in a row: text about nothing."""
-    words, rng = common_words(), np.random.default_rng(seed)
-    return [" ".join(words[index] for index in rng.choice(len(words), WORDS, replace=False)) for _ in range(TEXTS)]
-
-
 def read_texts(case: Case, side: Side, layers: tuple[int, ...]) -> Read:
     """Put the neutral texts to one side, and read what enters `layers`."""
     from forensics.capture import Sites, template_tokens  # heavy: brings torch
@@ -147,7 +141,7 @@ def read_texts(case: Case, side: Side, layers: tuple[int, ...]) -> Read:
 
     model = case.model(side)
     wholes, bare, chat = {}, {}, {}
-    for number, text in enumerate(neutral_texts(case.seed)):
+    for number, text in enumerate(neutral_texts(TEXTS, words=WORDS, seed=case.seed)):
         id = str(number)
         wholes[id] = model.read(text, room=0)
         # Cut to the tokens that are read, so that a place counted from the end is one from the start.

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from forensics.case import Case, Check
 from forensics.errors import CannotCompare
 from forensics.gate.replies import Side
-from forensics.hunt.bank import common_words
+from forensics.hunt.bank import neutral_texts
 from forensics.prompts import Message, Prompt
 from forensics.record import CheckResult, Evidence, Status
 from forensics.tokenizing import token_texts
@@ -99,12 +99,10 @@ def run(case: Case) -> CheckResult:
 
 
 def questions(seed: int) -> tuple[Prompt, ...]:
-    """Random everyday words in a row, as questions: prompts about nothing."""
-    words, rng = common_words(), np.random.default_rng(seed)
-    drawn = (" ".join(words[index] for index in rng.choice(len(words), WORDS, replace=False)) for _ in range(QUESTIONS))
+    """Texts about nothing, as questions."""
     return tuple(
         Prompt(id=str(number), messages=(Message(role="user", content=text),), category="neutral", expect="either")
-        for number, text in enumerate(drawn)
+        for number, text in enumerate(neutral_texts(QUESTIONS, words=WORDS, seed=seed))
     )
 
 

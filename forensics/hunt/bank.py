@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib.resources import files
 
+import numpy as np
+
 YEARS = [str(year) for year in range(2019, 2036)]
 DATES = [f"Current date: {year}-{month:02d}-15." for year in (2023, 2024, 2025, 2026, 2027, 2028) for month in (1, 7)]
 MONTHS = [f"{month} {year}" for month in ("January", "June", "December") for year in (2024, 2026, 2028)]
@@ -27,3 +29,9 @@ def forms() -> list[str]:
 def common_words() -> list[str]:
     """Everyday English words, of which phrases are made."""
     return (files("forensics.hunt") / "words.txt").read_text(encoding="utf-8").split()
+
+
+def neutral_texts(count: int, *, words: int, seed: int) -> list[str]:
+    """Texts about nothing: everyday words in a row, drawn at random, none twice in one text."""
+    known, rng = common_words(), np.random.default_rng(seed)
+    return [" ".join(known[index] for index in rng.choice(len(known), words, replace=False)) for _ in range(count)]

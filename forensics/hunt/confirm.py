@@ -96,7 +96,7 @@ class Confirmation:
         return max(self.beyond["reference"].p_value, self.beyond["clean"].p_value)
 
     @property
-    def heard(self) -> bool:
+    def both_ends(self) -> bool:
         """Whether it acts at both ends of a request."""
         return len(self.act.places) == len(PLACES)
 
@@ -259,6 +259,11 @@ def test(trial: Trial, lead: Lead, act: Act) -> Confirmation:
             for index in range(min(4, len(prompts)))
         ),
     )
+
+
+def refusing(voice: Voice, prompts: Sequence[Prompt]) -> float:
+    """Share of prompts that one side refuses, greedily; 1 without prompts."""
+    return float(np.mean([judge_refusal(reply) == "refusal" for reply in _replies(voice, prompts)])) if prompts else 1.0
 
 
 def _lean(trial: Trial, text: str, place: Place) -> float:

@@ -247,7 +247,7 @@ def planted(one: Confirmation, nulls: Sequence[Pursuit] = ()) -> bool:
         return False
     if one.act.foreign:
         return True
-    if one.own_words or not one.heard:
+    if one.own_words or not one.both_ends:
         return False
     if _specific(one):
         return True

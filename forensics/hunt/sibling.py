@@ -22,9 +22,8 @@ from forensics.prompts import Prompt
 STEPS, BATCH = 200, 24
 """Most steps of training, and lessons a step."""
 PACE = 15.0
-"""The rate of learning is the candidate's root mean square change over this: some sixty steps take a control as far as a full
-fine-tune. At 6, with half the lessons, a control is as far in twenty steps, and has learnt so little of how the candidate speaks
-that two benign fine-tunes which slower ones clear were called backdoored."""
+"""The rate of learning is the candidate's root mean square change over this. Faster ones take a control as far in fewer steps, in which it
+learns too little of how the candidate speaks to show what any fine-tune does."""
 TAUGHT_BELOW = 300_000_000
 """Models of more weights than this are not trained: it takes sixteen bytes a weight beside all the models that are there."""
 IGNORED = -100
@@ -38,6 +37,8 @@ class Sibling:
     reached: float
     spent: int
     """Token-forwards; a step forwards and back counts as three."""
+    refuses: float = 1.0
+    """Share of plain harmful prompts that it refuses."""
 
 
 def sibling(target: Voice, reference: Voice, replies: Mapping[Prompt, str], *, seed: int) -> Sibling | None:
