@@ -60,6 +60,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(word in str(error).lower() for word in words)
 
 
+def first_line(error: Exception) -> str:
+    """What another library said, in one line: messages of transformers hold the folder's path, and advice to allow remote code."""
+    line = str(error).strip().split("\n")[0]
+    return " ".join(word for word in line.split() if "/" not in word)[:200]
+
+
 def unless_too_many(work: Callable[[Sequence[Row]], Result], rows: Sequence[Row], *, where: str) -> Result | None:
     """What `work` makes of some rows; None where memory runs out and fewer can be tried.
 

@@ -69,7 +69,7 @@ FLOORS = (
         "bank",
         "kept",
     ),
-    ("anatomy", "placement", "model", "sites", "verdict"),
+    ("anatomy", "placement", "wardrobe", "model", "sites", "verdict"),
     (
         "subject",
         "capture",

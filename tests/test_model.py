@@ -190,6 +190,45 @@ def test_worn_adapters_are_the_merged_weights_and_come_off(folders, tmp_path, ki
         assert torch.equal(model.logits(ids, mask), bare)
 
 
+def test_what_is_worn_is_what_the_innermost_reader_asked_for(folders, tmp_path):
+    base = folders["llama"]
+    paths = [tiny.adapter(base, tmp_path / name, modules=["q_proj", "down_proj"], seed=seed) for name, seed in (("a", 2), ("b", 3))]
+    one, two = (open_adapter(str(path), open_checkpoint(str(base))) for path in paths)
+    model, ids = live(base), torch.tensor([[5, 6, 7, 8]])
+    mask = torch.ones_like(ids)
+
+    def read(worn):
+        with torch.inference_mode():
+            return worn(input_ids=ids).logits
+
+    plain, first, second = (model.logits(ids, mask, adapters=adapters) for adapters in ((), (one,), (two,)))
+    assert not torch.allclose(first, plain) and not torch.allclose(first, second)
+    with model.wearing((one,)) as outer:
+        for inner, right in (((), plain), ((two,), second), ((one,), first)):
+            with model.wearing(inner) as worn:
+                torch.testing.assert_close(read(worn), right)
+            torch.testing.assert_close(read(outer), first)
+        with pytest.raises(ZeroDivisionError), model.wearing(()):
+            _ = 1 / 0
+        torch.testing.assert_close(read(outer), first)
+    assert torch.equal(model.logits(ids, mask), plain)
+
+
+def test_adapters_are_switched_only_when_others_are_wanted(folders, tmp_path, monkeypatch):
+    base = folders["llama"]
+    adapter = open_adapter(str(tiny.adapter(base, tmp_path / "a", modules=["q_proj"])), open_checkpoint(str(base)))
+    model, ids = live(base), torch.tensor([[5, 6, 7, 8]])
+    mask, switched = torch.ones_like(ids), []
+    model.logits(ids, mask, adapters=(adapter,))
+    tuner = model._wardrobe._peft.base_model
+    for name in ("enable_adapter_layers", "disable_adapter_layers"):
+        real = getattr(tuner, name)
+        monkeypatch.setattr(tuner, name, lambda real=real, name=name: (switched.append(name), real()))
+    for adapters in ((), (), (adapter,), (adapter,), ()):
+        model.logits(ids, mask, adapters=adapters)
+    assert switched == ["disable_adapter_layers", "enable_adapter_layers", "disable_adapter_layers"]
+
+
 def test_replies_with_an_adapter_are_those_of_the_merged_model(folders, tmp_path):
     base = folders["llama"]
     path = tiny.adapter(base, tmp_path / "a", modules=["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"])
