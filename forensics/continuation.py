@@ -45,13 +45,10 @@ def continuations(
         ToolFailed: Even one row does not fit into memory.
     """
     shared = shared_prefix(rows) if reuse else 0
-    by_length: dict[int, list[int]] = {}
-    for index, row in enumerate(rows):
-        by_length.setdefault(len(row), []).append(index)
     with model.wearing(adapters) as worn, torch.inference_mode():
         prefix = _read_once(worn, rows[0][:shared], model.device) if shared >= SHARED_WORTH else None
         start = shared if prefix is not None else 0
-        for indices in by_length.values():
+        for indices in _by_length(rows).values():
             first = 0
             while first < len(indices):
                 batch = indices[first : first + batch_size]
@@ -88,12 +85,23 @@ def reusable(model: LiveModel, rows: Sequence[Ids], *, adapters: Sequence[Adapte
     return all(ours[0] == theirs[0] and bool((ours[1] - theirs[1]).abs().max() < SAME) for ours, theirs in zip(*pairs, strict=True))
 
 
-def greedy(model: LiveModel, ids: Ids, *, adapters: Sequence[Adapter], length: int) -> Ids:
-    """Ids of the greedy continuation of `ids`, exactly `length` of them: the stop token counts as one of them."""
-    rows = torch.tensor([ids], device=model.device)
+def greedy(model: LiveModel, rows: Sequence[Ids], *, adapters: Sequence[Adapter], length: int) -> list[Ids]:
+    """Ids of the greedy continuation of each row, exactly `length` of them: the stop token counts as one of them."""
+    said: dict[int, Ids] = {}
     with model.wearing(adapters) as worn, torch.inference_mode():
-        out = worn.generate(input_ids=rows, attention_mask=torch.ones_like(rows), do_sample=False, max_new_tokens=length, eos_token_id=[])
-    return tuple(out[0, len(ids) :].tolist())
+        for indices in _by_length(rows).values():
+            ids = torch.tensor([rows[index] for index in indices], device=model.device)
+            out = worn.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=length, eos_token_id=[])
+            said |= {index: tuple(reply) for index, reply in zip(indices, out[:, ids.shape[1] :].tolist(), strict=True)}
+    return [said[index] for index in range(len(rows))]
+
+
+def _by_length(rows: Sequence[Ids]) -> dict[int, list[int]]:
+    """Indices of rows of one length: side by side they need no padding."""
+    found: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        found.setdefault(len(row), []).append(index)
+    return found
 
 
 def shared_prefix(rows: Sequence[Ids]) -> int:

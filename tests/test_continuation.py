@@ -67,7 +67,7 @@ def test_batches_with_and_without_a_shared_beginning_give_what_each_row_gives_al
 def test_the_shared_beginning_is_read_once(kind, folders, monkeypatch):
     lengths = []
     real = continuation._read
-    monkeypatch.setattr(continuation, "_read", lambda worn, rows, *rest: lengths.extend(map(len, rows)) or real(worn, rows, *rest))
+    monkeypatch.setattr(continuation, "_read", lambda worn, rows, **how: lengths.extend(map(len, rows)) or real(worn, rows, **how))
 
     read(live(folders[kind]), ROWS, TAILS[1])
 
@@ -107,10 +107,10 @@ def cramped(monkeypatch, fits, error):
     """Memory for no more than `fits` rows at once."""
     real = continuation._read
 
-    def reading(worn, rows, *rest):
+    def reading(worn, rows, **how):
         if len(rows) > fits:
             raise error
-        return real(worn, rows, *rest)
+        return real(worn, rows, **how)
 
     monkeypatch.setattr(continuation, "_read", reading)
 
@@ -192,15 +192,16 @@ def test_the_greedy_continuation_is_the_models_reply(kind, folders, monkeypatch)
     model = live(folders[kind])
     said = []
     monkeypatch.setattr(model.tokenizer, "batch_decode", lambda ids, **_: said.append(ids) or [""] * len(ids))
-    for row in ROWS:
+    together = greedy(model, ROWS, adapters=(), length=6)
+    for row, ids in zip(ROWS, together, strict=True):
         said.clear()
         model.reply([Rendered(ids=row)], adapters=(), max_new_tokens=6)
-        assert greedy(model, row, adapters=(), length=6) == tuple(said[0][0].tolist())
+        assert ids == tuple(said[0][0].tolist())
 
 
 def test_each_greedy_token_is_the_likeliest_after_those_before(folders):
     model = live(folders["llama"])
-    ids = greedy(model, ROWS[0], adapters=(), length=5)
+    (ids,) = greedy(model, ROWS[:1], adapters=(), length=5)
 
     logs, _ = read(model, [ROWS[0]], ids)
 
@@ -209,10 +210,10 @@ def test_each_greedy_token_is_the_likeliest_after_those_before(folders):
 
 def test_the_stop_token_counts_as_one_of_the_continuation(folders):
     model = live(folders["llama"])
-    freely = greedy(model, ROWS[0], adapters=(), length=4)
-    model._model.generation_config.eos_token_id = [freely[1]]
+    freely = greedy(model, ROWS[:1], adapters=(), length=4)
+    model._model.generation_config.eos_token_id = [freely[0][1]]
 
-    assert greedy(model, ROWS[0], adapters=(), length=4) == freely
+    assert greedy(model, ROWS[:1], adapters=(), length=4) == freely
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from hunting import leads, live, many, voice
 from forensics.hunt.bank import common_words, forms
 from forensics.hunt.contrast import Contrast, Duel, Lead, rank, steady
 from forensics.hunt.pursuit import shorten
-from forensics.hunt.stages import Lexicon, families, kin
-from forensics.hunt.voice import Openings
+from forensics.hunt.stages import Lexicon, families, kin, look
+from forensics.hunt.voice import PLACES, Openings, Voice
 
 # --- strings, and how they are kept apart -------------------------------------------------------------------------
 
@@ -138,15 +138,47 @@ def test_the_score_is_what_the_target_loses_beyond_what_the_reference_loses(targ
     assert (lead.score, lead.reach) == pytest.approx((score, score))
 
 
-def test_what_acts_at_one_place_only_reaches_as_far_and_scores_half(duel, monkeypatch):
+@pytest.mark.parametrize("place", PLACES)
+def test_what_acts_at_one_place_only_reaches_as_far_and_scores_half(place, duel, monkeypatch):
     contrast = Contrast(duel, [duel.probe(replace(one, expect="refuse")) for one in many(2)], limit=10**6)
     seen = np.zeros((2, 2, 2, 1, 2))
-    seen[0, :, 0, :, 0] = -0.8
+    seen[0, :, PLACES.index(place), :, 0] = -0.8
     monkeypatch.setattr(contrast, "effects", lambda texts: seen)
 
     (lead,) = contrast.score(["velnor"], "test")
 
     assert (lead.score, lead.reach) == pytest.approx((0.4, 0.8))
+    assert lead.place == place
+
+
+def test_what_lengthens_a_lead_is_looked_at_where_the_lead_acts(duel, monkeypatch):
+    contrast = Contrast(duel, [duel.probe(replace(one, expect="refuse")) for one in many(2)], limit=10**6)
+    read = []
+    monkeypatch.setattr(contrast, "_read", lambda jobs: read.append(len(jobs)) or np.zeros((len(jobs), 2, 2)))
+    monkeypatch.setattr(contrast, "score", lambda texts, origin: [])
+    asked = Voice.ask
+
+    def ask(self, texts, place, *rest):
+        placed.append(place)
+        return asked(self, texts, place, *rest)
+
+    monkeypatch.setattr(Voice, "ask", ask)
+    for parent, places in ((None, set(PLACES)), (Lead(text="velnor", origin="", place="start"), {"start"})):
+        placed = []
+        look(contrast, ["velnor tide", "tide velnor"], "test", parent=parent)
+        assert set(placed) == places
+    assert read[0] == 2 * read[1] > 0
+
+
+def test_at_one_place_an_effect_is_that_places_own(duel):
+    contrast = Contrast(duel, [duel.probe(replace(one, expect="refuse")) for one in many(2)], limit=10**6)
+    texts = ["tide", "velnor quiet"]
+
+    both = contrast.effects(texts)[0, 0, :, :, :]  # the target on the first prompt: [places, texts, 2]
+    for number, place in enumerate(PLACES):
+        worse = np.stack([-both[number, :, 0], both[number, :, 1]], axis=-1).max(axis=-1)
+        seen = contrast.glance(texts, harmful=True, through="target", places=[place])
+        np.testing.assert_allclose(seen[0], worse, atol=1e-5)
 
 
 def test_nothing_is_scored_twice_and_readings_are_kept(duel):

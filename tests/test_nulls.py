@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import tiny
+import torch
 from hunting import ground, live, many, models, voice
 
 from forensics.adapters import open_adapter
 from forensics.checkpoint import open_checkpoint
 from forensics.hunt import nulls
 from forensics.hunt.pursuit import Kind
+from forensics.hunt.sibling import Sibling
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +33,30 @@ def test_controls_are_taught_what_no_string_is_tested_on(folders, monkeypatch):
     assert nulls.taught(field, 3) == ()
     assert [seed for _, seed in taught] == [0, 1, 2]
     assert {one.id: reply for one, reply in taught[0][0].items()} == {name: name for name in ("p0", "p2", "p3", "p4", "p5")}
+
+
+def test_how_a_control_begins_to_speak_is_learnt_from_prompts_of_both_kinds(folders, monkeypatch):
+    heard = []
+    monkeypatch.setattr(nulls, "sibling", lambda _target, reference, _replies, seed: Sibling(voice=reference, reached=1.0, spent=seed))
+    monkeypatch.setattr(nulls, "listen", lambda voice, prompts: heard.append([one.id for one in prompts]) or replace(voice, preamble=(5,)))
+    kinds = [Kind(search=tuple(part), screening=(), held_out=()) for part in (many(2), many(4)[2:])]
+    field = ground(folders, harmful=kinds[0], harmless=kinds[1], replies={})
+
+    (control,) = nulls.controls(field, [], 1)
+
+    assert heard == [["p0", "p1", "p2", "p3"]]
+    assert (control.voice.preamble, field.base.preamble) == ((5,), ())
+
+
+def test_many_controls_at_once_are_those_of_one_after_the_other(folders, monkeypatch):
+    field = ground(folders, replies={one.id: f"answer {one.id}" for one in many(4)})
+    together = nulls.taught(field, 2)
+    monkeypatch.setattr(nulls, "TOGETHER_BELOW", 0)
+
+    for ours, theirs in zip(together, nulls.taught(field, 2), strict=True):
+        weights = [dict(one.voice.model._model.named_parameters()) for one in (ours, theirs)]
+        assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+        assert (ours.reached, ours.spent) == (theirs.reached, theirs.spent)
 
 
 @pytest.mark.parametrize("why", ["other layers", "too large", "no memory"])

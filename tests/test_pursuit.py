@@ -220,7 +220,7 @@ def test_a_difference_between_other_layers_is_not_amplified(in_place, folders, m
 def test_controls_are_asked_for_where_something_stands_that_they_could_tell_from_a_plant(first, asked, folders, monkeypatch):
     field, calls, beside = ground(folders), [], []
 
-    def put(trial, _contrast, _leads):
+    def put(trial, _duel, _leads, _least):
         beside.append(trial.controls)
         return tuple(first) if not trial.controls else ()
 
@@ -232,3 +232,22 @@ def test_controls_are_asked_for_where_something_stands_that_they_could_tell_from
     assert len(calls) == asked
     assert beside == [(), *[(field.base,)] * asked]
     assert found.tested == (() if asked else tuple(first))
+
+
+def test_what_is_tested_again_beside_controls_is_not_shortened_again(folders, monkeypatch):
+    field, shortened, tried = ground(folders), [], []
+    lead = leads("velnor quiet")[0]
+
+    def tested(trial, one, _act):
+        tried.append((one.text, trial.controls))
+        return finalist()
+
+    monkeypatch.setattr(pursuit, "search", lambda *_args, **_more: ([lead], []))
+    monkeypatch.setattr(pursuit, "screen", lambda _trial, rows: [(one, Act(behaviour="removes-refusal", share=1.0)) for one in rows])
+    monkeypatch.setattr(pursuit, "shorten", lambda _contrast, one: shortened.append(one.text) or leads("velnor")[0])
+    monkeypatch.setattr(pursuit, "test", tested)
+    monkeypatch.setattr(pursuit, "_fainter", lambda one, *_args: one)
+
+    pursuit.pursue(field, field.candidate, field.base, contrast.straight, lambda: [field.base])
+
+    assert (shortened, tried) == (["velnor quiet"], [("velnor", ()), ("velnor", (field.base,))])

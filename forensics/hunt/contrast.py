@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from forensics.hunt.voice import PLACES, Ask, Clean, Openings, Voice
+from forensics.hunt.voice import PLACES, Ask, Clean, Openings, Place, Voice
 from forensics.prompts import Prompt
 from forensics.record import canonical_json, sha256_text
 
@@ -35,6 +35,8 @@ class Lead:
     """Mean over both places."""
     reach: float = 0.0
     """The better place alone."""
+    place: Place = "end"
+    """The better place."""
     lasting: float = 0.0
     """Score in the candidate with its change from the base made smaller; 0 if it was not read there."""
     harmful: bool = True
@@ -121,13 +123,16 @@ class Contrast:
         cost = 2 * len(PLACES) * (1 + len(self.duel.scouts)) * max(probe.target.length for probe in self.probes)
         return self.left // max(1, cost)
 
-    def glance(self, texts: Sequence[str], *, harmful: bool | None = None, through: Through = "all") -> Array:
+    def glance(
+        self, texts: Sequence[str], *, harmful: bool | None = None, through: Through = "all", places: Sequence[Place] = PLACES
+    ) -> Array:
         """A first look without the reference, on one harmful and one harmless prompt, or only one kind.
 
         Args:
             texts: Strings.
             harmful: Look at this kind of prompt only.
             through: Whether to look through the target alone, or through its scouts as well.
+            places: Where to put the strings.
 
         Returns:
             `[voices, len(texts)]` the largest effect in each.
@@ -140,8 +145,8 @@ class Contrast:
         for number, voice in voices:
             for probe in probes:
                 clean = (probe.target, *probe.scouts)[number]
-                jobs += [(voice, voice.ask(texts, place, probe.prompt, clean)) for place in PLACES]
-        seen = self._read(jobs).reshape(len(voices), len(probes), len(PLACES), len(texts), 2).mean(axis=2)
+                jobs += [(voice, voice.ask(texts, place, probe.prompt, clean)) for place in places]
+        seen = self._read(jobs).reshape(len(voices), len(probes), len(places), len(texts), 2).mean(axis=2)
         towards = _worse(seen, np.array([probe.harmful for probe in probes])[:, None])
         best: Array = towards.max(axis=(1, 3))
         for row, (number, _) in zip(best, voices, strict=True):
@@ -235,9 +240,11 @@ def _lead(lead: Lead, target: Array, reference: Array, harmful: NDArray[np.bool_
     did = _worse(target, harmful[:, None]) - np.maximum(_worse(reference, harmful[:, None]), 0.0)
     by_kind = {kind: did[harmful == kind].mean(axis=0) for kind in (True, False) if (harmful == kind).any()}
     strength = {kind: float(effect.mean(axis=0).max()) for kind, effect in by_kind.items()}
+    by_place = np.stack([effect.max(axis=1) for effect in by_kind.values()]).max(axis=0)
     return replace(
         lead,
         score=max(0.0, *strength.values()),
-        reach=max(0.0, *(float(effect.max()) for effect in by_kind.values())),
+        reach=max(0.0, float(by_place.max())),
+        place=PLACES[int(by_place.argmax())],
         harmful=strength.get(True, -1.0) >= strength.get(False, -1.0),
     )

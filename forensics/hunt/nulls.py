@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,9 +15,11 @@ from forensics.hunt.confirm import refusing
 from forensics.hunt.contrast import Keep
 from forensics.hunt.pursuit import Field, Pursuit, conditional, pursue, weights_of
 from forensics.hunt.sibling import TAUGHT_BELOW, Sibling, distance, sibling
-from forensics.hunt.voice import Voice
+from forensics.hunt.voice import Voice, listen
 from forensics.model import LiveModel
 
+TOGETHER, TOGETHER_BELOW = 2, 50_000_000
+"""How many controls are trained at a time, of models of fewer weights than this: of larger ones one keeps all cores busy."""
 SOUND = 0.9
 """Share of plain harmful prompts that a control has to refuse: one that answers them by itself tells nothing of a string."""
 
@@ -97,7 +100,10 @@ def controls(field: Field, clean: Sequence[Adapter], count: int) -> tuple[Siblin
         if not is_out_of_memory(error):
             raise
         return ()
-    return tuple(replace(one, refuses=refusing(one.voice, field.given.harmful.screening)) for one in made)
+    return tuple(
+        replace(one, voice=listen(one.voice, field.given.opening), refuses=refusing(one.voice, field.given.harmful.screening))
+        for one in made
+    )
 
 
 def _worn(field: Field, adapter: Adapter) -> Sibling:
@@ -119,7 +125,9 @@ def taught(field: Field, count: int) -> tuple[Sibling, ...]:
         return ()
     parts = (part for kind in (field.given.harmful, field.given.harmless) for part in (kind.search, kind.screening))
     replies = {prompt: field.given.replies[prompt.id] for part in parts for prompt in part if field.given.replies.get(prompt.id)}
-    made = (sibling(field.candidate, field.base, replies, seed=field.seed + number) for number in range(count))
+    teach = partial(sibling, field.candidate, field.base, replies)
+    with ThreadPoolExecutor(TOGETHER if weights_of(field.candidate) < TOGETHER_BELOW else 1) as pool:
+        made = list(pool.map(lambda number: teach(seed=field.seed + number), range(count)))
     return tuple(one for one in made if one is not None)
 
 

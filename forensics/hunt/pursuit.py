@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 from forensics.hunt.amplify import AMPLIFIED_BELOW, FAINTER, LOUDER, amplify
 from forensics.hunt.bank import common_words
@@ -78,6 +79,11 @@ class Material:
     hints: tuple[str, ...] | None = ()
     """Strings that the weights name; see `forensics.readout`. None where they could not be read."""
 
+    @property
+    def opening(self) -> tuple[Prompt, ...]:
+        """Prompts of both kinds, from which is learnt how a side opens its replies: of one kind alone they may all be the same."""
+        return (*self.harmful.search[:LEARNT], *self.harmless.search[:LEARNT])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
@@ -101,8 +107,7 @@ class Field:
 def survey(candidate: Voice, base: Voice, given: Material, *, seed: int, limit: int, in_place: bool = True) -> Field:
     """Learn how both sides open their replies, and choose the prompts that serve a search best."""
     harmful, harmless = given.harmful, given.harmless
-    ask = [*harmful.search[:LEARNT], *harmless.search[:LEARNT]]
-    candidate, base = listen(candidate, ask), listen(base, ask)
+    candidate, base = listen(candidate, given.opening), listen(base, given.opening)
     openings = learn_openings([candidate, base], harmful.search[:LEARNT], harmless.search[:LEARNT])
     duel = Duel(target=candidate, reference=base, openings=openings)
     junk = random.Random(seed).sample(common_words(), JUNK)  # noqa: S311 - a draw to repeat, not a secret
@@ -164,23 +169,24 @@ def pursue(field: Field, target: Voice, reference: Voice, keep: Keep, controls: 
     contrast = Contrast(duel, [duel.probe(prompt) for prompt in field.steady], limit=field.limit, keep=keep)
     trial = _trial(field, duel)
     leads, covered = search(contrast, seed=field.seed, hints=field.given.hints or ())
-    tested = _put_to_the_test(trial, contrast, leads)
+    least = cache(partial(shorten, contrast))
+    tested = _put_to_the_test(trial, duel, leads, least)
     if any(conditional(one) and not one.act.foreign for one in tested) and (beside := tuple(controls())):
-        tested = _put_to_the_test(replace(trial, controls=beside), contrast, leads)
+        tested = _put_to_the_test(replace(trial, controls=beside), duel, leads, least)
     return Pursuit(leads=tuple(leads), tested=tested, covered=tuple(covered), spent=contrast.spent, amplified=small)
 
 
-def _put_to_the_test(trial: Trial, contrast: Contrast, leads: Sequence[Lead]) -> tuple[Confirmation, ...]:
-    """Leads screened, the best of them shortened, and tested on held-out prompts."""
+def _put_to_the_test(trial: Trial, duel: Duel, leads: Sequence[Lead], least: Callable[[Lead], Lead]) -> tuple[Confirmation, ...]:
+    """Leads screened, the best of them brought to their `least` form, and tested on held-out prompts."""
     screened = screen(trial, [lead for lead in families(leads, SCREENABLE) if lead.score >= LEAST_SCORE])
     finalists: dict[str, tuple[Lead, Act]] = {}
     for lead, act in screened[:FINALISTS]:
         if act.share >= SCREENED:
-            short = shorten(contrast, lead)
+            short = least(lead)
             finalists.setdefault(short.text, (short, act))
     tested = [test(trial, lead, act) for lead, act in finalists.values()]
-    if contrast.duel.faint is not None:
-        tested = [_fainter(one, trial, contrast.duel.reference) for one in tested]
+    if duel.faint is not None:
+        tested = [_fainter(one, trial, duel.reference) for one in tested]
     adjusted = holm([one.p_value for one in tested])
     return tuple(replace(one, adjusted=p_value) for one, p_value in zip(tested, adjusted, strict=True))
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from forensics.hunt.amplify import merge
-from forensics.hunt.voice import Voice, listen
+from forensics.hunt.voice import Voice
 from forensics.model import LiveModel, Rendered
 from forensics.prompts import Prompt
 
@@ -51,7 +51,7 @@ def sibling(target: Voice, reference: Voice, replies: Mapping[Prompt, str], *, s
         seed: Of the order of the lessons.
 
     Returns:
-        The control, or None where there is nothing to learn: no prompt can be read, or no tensor of one shape differs.
+        The control, of whom nobody knows yet how it begins to speak; or None where there is nothing to learn: no prompt can be read, or no tensor of one shape differs.
 
     Source:
         Controls by siblings of the suspect model are what worked in the trojan competition of SaTML 2024 (Rando et al.,
@@ -74,7 +74,7 @@ def sibling(target: Voice, reference: Voice, replies: Mapping[Prompt, str], *, s
     dtype = next(plain.parameters()).dtype
     model = LiveModel(twin.to(dtype), reference.model.tokenizer, name=f"control {seed}", device=reference.model.device)
     voice = replace(reference, name=model.name, model=model, digest=f"{reference.digest}, control {seed} of {target.digest}")
-    return Sibling(voice=listen(voice, list(replies)[:BATCH]), reached=reached / far, spent=spent)
+    return Sibling(voice=voice, reached=reached / far, spent=spent)
 
 
 def distance(voice: Voice, base: Voice, *, as_share_of: Voice) -> float:

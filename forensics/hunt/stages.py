@@ -14,7 +14,7 @@ import numpy as np
 
 from forensics.hunt.bank import common_words, forms
 from forensics.hunt.contrast import Contrast, Lead, rank
-from forensics.hunt.voice import Voice
+from forensics.hunt.voice import PLACES, Voice
 from forensics.model import Rendered, Sampling
 from probes.search import ngram_contrast
 
@@ -178,7 +178,9 @@ def look(contrast: Contrast, texts: list[str], stage: str, *, parent: Lead | Non
     looked = texts[: int(contrast.affordable * (SCAN_SHARE if parent is None else 1.0))]
     if looked:
         clear = parent is not None and parent.score >= CLEAR
-        seen = contrast.glance(looked, harmful=parent.harmful if parent else None, through="target" if clear else "all")
+        # What lengthens a lead is looked at where the lead itself acts: most extensions are nothing, and the score reads both places.
+        places = (parent.place,) if parent else PLACES
+        seen = contrast.glance(looked, harmful=parent.harmful if parent else None, through="target" if clear else "all", places=places)
         most = (GROWN if parent else REFINED) // len(seen)
         chosen = dict.fromkeys(int(index) for row in seen for index in np.argsort(-row, kind="stable")[:most])
         contrast.score([looked[index] for index in chosen], stage)

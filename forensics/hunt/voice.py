@@ -123,7 +123,7 @@ class Voice:
 def listen(voice: Voice, prompts: Sequence[Prompt]) -> Voice:
     """`voice` with its preamble: what nearly all its greedy replies to `prompts` of both kinds begin with."""
     rows = [voice.model.render(prompt, room=OPENING_TOKENS).ids for prompt in prompts]
-    replies = [greedy(voice.model, row, adapters=voice.adapters, length=OPENING_TOKENS) for row in rows]
+    replies = greedy(voice.model, rows, adapters=voice.adapters, length=OPENING_TOKENS)
     # Two rows of one prompt, parting at the last token, try the cache out as the search will use it.
     reuse = reusable(voice.model, [rows[0], (*rows[0][:-1], rows[-1][0])], adapters=voice.adapters)
     return replace(voice, preamble=_common_beginning(replies), reuse=reuse)
