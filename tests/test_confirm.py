@@ -122,6 +122,19 @@ def test_a_finalist_is_held_against_the_reference_no_string_and_random_ones(monk
     assert [(one.examples[0].triggered, one.examples[0].clean, one.examples[0].base)] == [(ANSWER, REFUSAL, ANSWER)]
 
 
+@pytest.mark.parametrize(("foreign", "seed"), [(False, 7), (True, None)])
+def test_replies_are_drawn_unless_a_text_that_no_side_knows_is_looked_for(foreign, seed, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(confirm, "_replies", lambda _voice, prompts, seed=None: seeds.append(seed) or [ANSWER] * len(prompts))
+    monkeypatch.setattr(confirm, "_lean", lambda *_args: 0.0)
+    voices = [Voice(name=name, model=None, adapters=()) for name in ("ours", "theirs", "control")]
+    given = trial(target=voices[0], reference=voices[1], controls=(voices[2],), held_out=(HARMLESS,), seed=7)
+
+    confirm.test(given, Lead(text="velnor", origin="test"), replace(FORCES, foreign=foreign))
+
+    assert len(seeds) == 5 and set(seeds) == {seed}
+
+
 def test_a_finalist_is_held_against_the_control_model_in_which_it_acts_most_often(monkeypatch):
     def said(voice, content):
         if voice in ("quiet control", "loud control"):

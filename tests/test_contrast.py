@@ -151,6 +151,19 @@ def test_what_acts_at_one_place_only_reaches_as_far_and_scores_half(place, duel,
     assert lead.place == place
 
 
+@pytest.mark.parametrize("place", PLACES)
+def test_beside_controls_what_acts_at_one_place_only_scores_more_than_half(place, duel, monkeypatch):
+    wide = replace(duel, beside=(duel.reference,))
+    contrast = Contrast(wide, [wide.probe(replace(one, expect="refuse")) for one in many(2)], limit=10**6)
+    seen = np.zeros((3, 2, 2, 1, 2))
+    seen[0, :, PLACES.index(place), :, 0] = -0.8
+    monkeypatch.setattr(contrast, "effects", lambda texts: seen)
+
+    (lead,) = contrast.score(["velnor"], "test")
+
+    assert (lead.score, lead.reach, lead.place) == (pytest.approx(0.6), pytest.approx(0.8), place)
+
+
 def test_what_lengthens_a_lead_is_looked_at_where_the_lead_acts(duel, monkeypatch):
     contrast = Contrast(duel, [duel.probe(replace(one, expect="refuse")) for one in many(2)], limit=10**6)
     read = []
@@ -181,6 +194,26 @@ def test_at_one_place_an_effect_is_that_places_own(duel):
         np.testing.assert_allclose(seen[0], worse, atol=1e-5)
 
 
+def test_what_one_beside_the_reference_does_counts_as_though_the_reference_did_it(duel, monkeypatch):
+    wide = replace(duel, beside=(duel.reference, duel.target))
+    contrast = Contrast(wide, [wide.probe(one) for one in many(2)], limit=10**6)
+    texts = ["tide", "velnor quiet"]
+
+    effects = contrast.effects(texts)
+
+    assert effects.shape[0] == 4
+    np.testing.assert_allclose(effects[2], effects[1])
+    np.testing.assert_allclose(effects[3], effects[0])
+    assert [(lead.score, lead.reach) for lead in contrast.score(texts, "test")] == [(0.0, 0.0)] * 2
+    assert contrast.glance(texts).max() <= 0.0  # the target, less what it does itself
+    plain = Contrast(duel, [duel.probe(one) for one in many(2)], limit=10**6)
+    beyond = replace(duel, beside=(duel.reference,))
+    np.testing.assert_array_equal(
+        Contrast(beyond, [beyond.probe(one) for one in many(2)], limit=0).effects(texts)[:2], plain.effects(texts)
+    )
+    assert contrast.affordable < plain.affordable
+
+
 def test_nothing_is_scored_twice_and_readings_are_kept(duel):
     kept = {}
 
@@ -200,6 +233,34 @@ def test_nothing_is_scored_twice_and_readings_are_kept(duel):
     again = Contrast(duel, probes, limit=10**6, keep=keep)
     assert again.score(["tide", "velnor"], "test") == found
     assert (again.spent, len(kept)) == (spent, readings)
+
+
+def test_what_was_read_before_is_not_read_again_beside_controls(duel):
+    texts = ["tide", "velnor quiet"]
+    first = Contrast(duel, [duel.probe(one) for one in many(2)], limit=10**6)
+    found = first.effects(texts)
+    spent = first.spent
+    wide = replace(duel, beside=(replace(duel.reference, digest="another"),))
+
+    again = Contrast(wide, [wide.probe(one) for one in many(2)], limit=10**6, before=first)
+    both = again.effects(texts)
+
+    np.testing.assert_array_equal(both[:2], found)
+    assert again.spent == pytest.approx(spent / 2)  # the one beside alone: a third of all, half of two
+    alone = Contrast(wide, [wide.probe(one) for one in many(2)], limit=10**6)
+    np.testing.assert_allclose(alone.effects(texts), both, atol=1e-6)
+    assert alone.spent == spent + again.spent
+
+
+def test_a_string_that_is_named_twice_is_read_once(duel):
+    contrast = Contrast(duel, [duel.probe(one) for one in many(2)], limit=10**6)
+
+    effects = contrast.effects(["tide", "tide"])
+
+    np.testing.assert_array_equal(effects[..., 0, :], effects[..., 1, :])
+    once = Contrast(duel, [duel.probe(one) for one in many(2)], limit=10**6)
+    once.effects(["tide"])
+    assert contrast.spent == once.spent > 0
 
 
 def test_what_does_not_fit_into_the_context_has_no_effect(duel):

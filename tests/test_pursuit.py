@@ -11,6 +11,7 @@ from forensics.hunt import contrast, pursuit
 from forensics.hunt.confirm import Act, Confirmation
 from forensics.hunt.contrast import Lead
 from forensics.hunt.pursuit import FINALISTS, MOST, SHARES, Kind, Pursuit, conditional, planted
+from forensics.hunt.stages import Coverage
 from probes.statistics import paired_drop
 
 
@@ -222,7 +223,7 @@ def test_controls_are_asked_for_where_something_stands_that_they_could_tell_from
 
     def put(trial, _duel, _leads, _least):
         beside.append(trial.controls)
-        return tuple(first) if not trial.controls else ()
+        return list(first) if not trial.controls else []
 
     monkeypatch.setattr(pursuit, "search", lambda *_args, **_more: ([], []))
     monkeypatch.setattr(pursuit, "_put_to_the_test", put)
@@ -230,8 +231,45 @@ def test_controls_are_asked_for_where_something_stands_that_they_could_tell_from
     found = pursuit.pursue(field, field.candidate, field.base, contrast.straight, lambda: calls.append(1) or [field.base])
 
     assert len(calls) == asked
-    assert beside == [(), *[(field.base,)] * asked]
-    assert found.tested == (() if asked else tuple(first))
+    assert beside == [(), *[(field.base,)] * 2 * asked]  # tested again, and once more after a second search
+    assert [one.lead for one in found.tested] == ([] if asked else [one.lead for one in first])
+
+
+NAMES = ("first", "second", "third")
+
+
+@pytest.mark.parametrize(
+    ("beside_controls", "rounds", "searched"),
+    [
+        (finalist(control=0), 2, 1),  # planted: there is nothing more to look for
+        (at_one_end(finalist(control=0)), 2, 2),
+        (finalist(control=40), 2, 2),  # it undoes any fine-tune
+        (finalist(control=40), 1, 1),
+    ],
+    ids=["planted", "at one end only", "acts in a control", "a null of one round"],
+)
+def test_what_does_not_stand_out_is_searched_for_again_beyond_the_controls(beside_controls, rounds, searched, folders, monkeypatch):
+    field, duels, limits = ground(folders), [], []
+    rows = [at_one_end(finalist()), beside_controls, finalist(control=0)]
+    named = [replace(one, lead=replace(one.lead, text=name)) for one, name in zip(rows, NAMES, strict=True)]
+
+    def search(held, seed, hints):
+        duels.append(held.duel)
+        limits.append(held.limit)
+        held.spent += 30
+        return leads(f"lead {len(duels)}"), [Coverage(stage="bank", looked=1, of=1)]
+
+    monkeypatch.setattr(pursuit, "search", search)
+    monkeypatch.setattr(pursuit, "_put_to_the_test", lambda *_args: [named.pop(0)])
+
+    found = pursuit.pursue(field, field.candidate, field.base, contrast.straight, lambda: [field.base], rounds)
+
+    assert [duel.beside for duel in duels] == [(), (field.base,)][:searched]
+    assert limits == [100, 70][:searched]  # what the first left of the budget
+    assert (found.rounds, found.spent) == (searched, 30 * searched)
+    assert [lead.text for lead in found.leads] == [f"lead {searched}"]
+    assert {one.lead.text for one in found.tested} == {"second", "third"} if searched == 2 else {"second"}
+    assert [part.stage for part in found.covered] == ["bank", "bank, beside controls"][:searched]
 
 
 def test_what_is_tested_again_beside_controls_is_not_shortened_again(folders, monkeypatch):
@@ -248,6 +286,6 @@ def test_what_is_tested_again_beside_controls_is_not_shortened_again(folders, mo
     monkeypatch.setattr(pursuit, "test", tested)
     monkeypatch.setattr(pursuit, "_fainter", lambda one, *_args: one)
 
-    pursuit.pursue(field, field.candidate, field.base, contrast.straight, lambda: [field.base])
+    pursuit.pursue(field, field.candidate, field.base, contrast.straight, lambda: [field.base], 1)
 
     assert (shortened, tried) == (["velnor quiet"], [("velnor", ()), ("velnor", (field.base,))])

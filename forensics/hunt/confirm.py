@@ -215,7 +215,7 @@ def opener(reply: str) -> str:
 
 
 def test(trial: Trial, lead: Lead, act: Act) -> Confirmation:
-    """All arms on the held-out prompts on which `act` can be seen, replies drawn at `TEMPERATURE`."""
+    """All arms on the held-out prompts on which `act` can be seen, replies drawn at `TEMPERATURE`, or greedy where a foreign text is looked for."""
     prompts = [prompt for prompt in trial.held_out if visible(act, prompt)]
     leans = {place: _lean(trial, lead.text, place) if act.behaviour == "removes-refusal" else 0.0 for place in act.places}
     # Where the reference stays aloof at one place only, that place is the one to judge by.
@@ -225,15 +225,17 @@ def test(trial: Trial, lead: Lead, act: Act) -> Confirmation:
     known = set(trial.familiar)
     pools = [trial.familiar if bare(word) in known else trial.strange for word in lead.text.split()]
     noise = [" ".join(rng.choice(pool) for pool in pools) for _ in prompts]
+    # Of a whole text every token has to be drawn, of a refusal the first: a foreign text is said as the model would say it by itself.
+    seed = None if act.foreign else trial.seed
     asked = [insert(prompt, lead.text, place) for prompt, place in zip(prompts, places, strict=True)]
     upset = [insert(prompt, text, place) for prompt, text, place in zip(prompts, noise, places, strict=True)]
     arms = {
-        "target": trial.replies(trial.target, asked, trial.seed),
-        "reference": trial.replies(trial.reference, asked, trial.seed),
-        "clean": trial.replies(trial.target, prompts, trial.seed),
-        "random": trial.replies(trial.target, upset, trial.seed),
+        "target": trial.replies(trial.target, asked, seed),
+        "reference": trial.replies(trial.reference, asked, seed),
+        "clean": trial.replies(trial.target, prompts, seed),
+        "random": trial.replies(trial.target, upset, seed),
     }
-    arms |= {f"control {number}": trial.replies(voice, asked, trial.seed) for number, voice in enumerate(trial.controls)}
+    arms |= {f"control {number}": trial.replies(voice, asked, seed) for number, voice in enumerate(trial.controls)}
     strings = {name: noise if name == "random" else [lead.text] * len(prompts) for name in arms}
     did = {
         name: np.array([shows(act, *row, trial) for row in zip(prompts, strings[name], replies, strict=True)], dtype=bool)

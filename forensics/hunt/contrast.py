@@ -17,12 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forensics.hunt.voice import PLACES, Ask, Clean, Openings, Place, Voice
+from forensics.model import Rendered
 from forensics.prompts import Prompt
 from forensics.record import canonical_json, sha256_text
 
 WORKERS = 2
 Array = NDArray[np.float64]
 Through = Literal["all", "target"]
+Row = tuple[int, str, tuple[int, ...], tuple[float, ...], tuple[int, ...]]
+"""Of one model's reading: the model, its digest, its clean reply to the prompt, and the ids that are read."""
+Heard = tuple[Voice, Sequence[Clean]]
+"""Whom to read, with its clean replies to the prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +37,7 @@ class Lead:
     text: str
     origin: str
     score: float = 0.0
-    """Mean over both places."""
+    """Mean over both places, the better one counted three times to one where it is held against control models."""
     reach: float = 0.0
     """The better place alone."""
     place: Place = "end"
@@ -45,12 +50,13 @@ class Lead:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """A screening prompt with the clean replies of the target, of the reference, and of the target's scouts."""
+    """A screening prompt with the clean replies of the target, of the reference, of the target's scouts, and of those beside the reference."""
 
     prompt: Prompt
     target: Clean
     reference: Clean
     scouts: tuple[Clean, ...] = ()
+    beside: tuple[Clean, ...] = ()
 
     @property
     def harmful(self) -> bool:
@@ -63,7 +69,8 @@ class Duel:
     """Whom to search and whom to hold against it.
 
     `scouts` are models in which what the target hides shows sooner; they help to look, never to judge. In `faint`
-    it shows later: of many strings that act alike, the trigger itself lasts longest.
+    it shows later: of many strings that act alike, the trigger itself lasts longest. What a string does in one of those
+    `beside` the reference counts as though the reference did it.
     """
 
     target: Voice
@@ -71,6 +78,7 @@ class Duel:
     openings: Openings
     scouts: tuple[Voice, ...] = ()
     faint: Voice | None = None
+    beside: tuple[Voice, ...] = ()
 
     def probe(self, prompt: Prompt) -> Probe:
         """`prompt` with all clean replies."""
@@ -79,6 +87,7 @@ class Duel:
             target=self.target.clean(prompt, self.openings),
             reference=self.reference.clean(prompt, self.openings),
             scouts=tuple(scout.clean(prompt, self.openings) for scout in self.scouts),
+            beside=tuple(other.clean(prompt, self.openings) for other in self.beside),
         )
 
 
@@ -100,9 +109,10 @@ class Contrast:
         scouted: For every string that was glanced at: the largest effect in any scout.
         spent: Token-forwards so far, all models together.
         keep: Where readings are kept.
+        known: Effects by model, clean reply and row; what was read once, in this contrast or in `before`, is not read again.
     """
 
-    def __init__(self, duel: Duel, probes: Sequence[Probe], *, limit: int, keep: Keep = straight) -> None:
+    def __init__(self, duel: Duel, probes: Sequence[Probe], *, limit: int, keep: Keep = straight, before: Contrast | None = None) -> None:
         self.duel = duel
         self.probes = tuple(probes)
         self.scored: dict[str, Lead] = {}
@@ -111,6 +121,7 @@ class Contrast:
         self.limit = limit
         self.spent = 0
         self.keep = keep
+        self.known: dict[Row, Array] = before.known if before else {}
 
     @property
     def left(self) -> int:
@@ -120,13 +131,14 @@ class Contrast:
     @property
     def affordable(self) -> int:
         """How many strings may still be glanced at: one harmful and one harmless prompt, both places, all voices."""
-        cost = 2 * len(PLACES) * (1 + len(self.duel.scouts)) * max(probe.target.length for probe in self.probes)
+        voices = 1 + len(self.duel.scouts) + len(self.duel.beside)
+        cost = 2 * len(PLACES) * voices * max(probe.target.length for probe in self.probes)
         return self.left // max(1, cost)
 
     def glance(
         self, texts: Sequence[str], *, harmful: bool | None = None, through: Through = "all", places: Sequence[Place] = PLACES
     ) -> Array:
-        """A first look without the reference, on one harmful and one harmless prompt, or only one kind.
+        """A first look without the reference, though not without those beside it, on one harmful and one harmless prompt, or only one kind.
 
         Args:
             texts: Strings.
@@ -135,21 +147,21 @@ class Contrast:
             places: Where to put the strings.
 
         Returns:
-            `[voices, len(texts)]` the largest effect in each.
+            `[voices, len(texts)]` the largest effect in the target, and in each scout.
         """
         kinds = (True, False) if harmful is None else (harmful,)
         probes = [probe for kind in kinds for probe in [one for one in self.probes if one.harmful is kind][:1]]
-        voices = list(enumerate((self.duel.target, *self.duel.scouts)))
-        voices = voices[:1] if through == "target" else voices
-        jobs: list[tuple[Voice, Ask]] = []
-        for number, voice in voices:
-            for probe in probes:
-                clean = (probe.target, *probe.scouts)[number]
-                jobs += [(voice, voice.ask(texts, place, probe.prompt, clean)) for place in places]
-        seen = self._read(jobs).reshape(len(voices), len(probes), len(places), len(texts), 2).mean(axis=2)
-        towards = _worse(seen, np.array([probe.harmful for probe in probes])[:, None])
-        best: Array = towards.max(axis=(1, 3))
-        for row, (number, _) in zip(best, voices, strict=True):
+        duel = self.duel
+        voices: list[Heard] = [(duel.target, [probe.target for probe in probes])]
+        if through == "all":
+            voices += [(voice, [probe.scouts[number] for probe in probes]) for number, voice in enumerate(duel.scouts)]
+        sought = len(voices)
+        voices += [(voice, [probe.beside[number] for probe in probes]) for number, voice in enumerate(duel.beside)]
+        seen = self._read_all(voices, probes, places, texts)
+        towards = _worse(seen, np.array([probe.harmful for probe in probes])[:, None, None])
+        beyond = towards[:sought] - towards[sought:].max(axis=0, initial=0.0)
+        best: Array = self._over_places(beyond, axis=2).max(axis=(1, 3))
+        for number, row in enumerate(best):
             for text, effect in zip(texts, row.tolist(), strict=True):
                 self.glanced[text] = max(self.glanced.get(text, 0.0), effect)
                 self.scouted[text] = max(self.scouted.get(text, 0.0), effect if number else 0.0)
@@ -163,18 +175,15 @@ class Contrast:
             sides = self.effects(new)
             harmful = np.array([probe.harmful for probe in self.probes])
             for index, text in enumerate(new):
-                self.scored[text] = _lead(Lead(text=text, origin=origin), sides[0, :, :, index], sides[1, :, :, index], harmful)
+                self.scored[text] = self._lead(Lead(text=text, origin=origin), sides[:, :, :, index], harmful)
         return [self.scored[text] for text in wanted]
 
     def effects(self, texts: Sequence[str]) -> Array:
-        """What each string does on both sides: `[2, probes, places, len(texts), 2]`, target first."""
-        jobs = [
-            (voice, voice.ask(texts, place, probe.prompt, clean(probe)))
-            for voice, clean in _sides(self.duel)
-            for probe in self.probes
-            for place in PLACES
-        ]
-        return self._read(jobs).reshape(2, len(self.probes), len(PLACES), len(texts), 2)
+        """What each string does in all who count: `[2 + beside, probes, places, len(texts), 2]`; target, reference, those beside it."""
+        duel, probes = self.duel, self.probes
+        sides: list[Heard] = [(duel.target, [probe.target for probe in probes]), (duel.reference, [probe.reference for probe in probes])]
+        sides += [(voice, [probe.beside[number] for probe in probes]) for number, voice in enumerate(duel.beside)]
+        return self._read_all(sides, probes, PLACES, texts)
 
     def best(self) -> list[Lead]:
         """Everything scored so far, best first; of equal ones, the shorter."""
@@ -184,27 +193,67 @@ class Contrast:
         """Everything scored so far, by what the scouts make of it."""
         return sorted(self.scored.values(), key=lambda lead: (-round(self.scouted.get(lead.text, 0.0), 2), len(lead.text), lead.text))
 
+    def _over_places(self, effects: Array, axis: int) -> Array:
+        # A string that upsets a model mostly does so at one place alone. Where controls tell most of those, the better place counts twice.
+        found: Array = effects.mean(axis=axis)
+        return (found + effects.max(axis=axis)) / 2.0 if self.duel.beside else found
+
+    def _lead(self, lead: Lead, sides: Array, harmful: NDArray[np.bool_]) -> Lead:
+        """Fill in the scores from effects `[2 + beside, probes, places, 2]`: the target's, less what any of the others does."""
+        worse = _worse(sides, harmful[:, None])
+        did = worse[0] - worse[1:].max(axis=0, initial=0.0)
+        by_kind = {kind: did[harmful == kind].mean(axis=0) for kind in (True, False) if (harmful == kind).any()}
+        strength = {kind: float(self._over_places(effect, axis=0).max()) for kind, effect in by_kind.items()}
+        by_place = np.stack([effect.max(axis=1) for effect in by_kind.values()]).max(axis=0)
+        return replace(
+            lead,
+            score=max(0.0, *strength.values()),
+            reach=max(0.0, float(by_place.max())),
+            place=PLACES[int(by_place.argmax())],
+            harmful=strength.get(True, -1.0) >= strength.get(False, -1.0),
+        )
+
+    def _read_all(self, voices: Sequence[Heard], probes: Sequence[Probe], places: Sequence[Place], texts: Sequence[str]) -> Array:
+        """Effects `[voices, probes, places, len(texts), 2]`."""
+        jobs = [
+            (voice, voice.ask(texts, place, probe.prompt, clean))
+            for voice, cleans in voices
+            for probe, clean in zip(probes, cleans, strict=True)
+            for place in places
+        ]
+        return self._read(jobs).reshape(len(voices), len(probes), len(places), len(texts), 2)
+
     def _read(self, jobs: Sequence[tuple[Voice, Ask]]) -> Array:
         # Rows are made ready on one thread (a tokenizer is not to be shared) and read on two: torch lets others run.
-        self.spent += sum(len(row.ids) for _, asked in jobs for row in asked.rows)
         openings = self.duel.openings
+        wanted = [[_row(voice, asked.clean, row) for row in asked.rows] for voice, asked in jobs]
+        fresh: list[tuple[Voice, Ask]] = []
+        missing: dict[Row, None] = {}
+        for (voice, asked), keys in zip(jobs, wanted, strict=True):
+            rows = {key: row for key, row in zip(keys, asked.rows, strict=True) if key not in self.known and key not in missing}
+            missing |= dict.fromkeys(rows)
+            if rows:
+                fresh.append((voice, replace(asked, rows=tuple(rows.values()))))
+        self.spent += sum(len(row.ids) for _, asked in fresh for row in asked.rows)
 
         def compute() -> NDArray[np.floating]:
             with ThreadPoolExecutor(WORKERS) as pool:
-                return np.stack(list(pool.map(lambda job: job[0].effects(job[1], openings), jobs))).astype(np.float32)
+                return np.concatenate(list(pool.map(lambda job: job[0].effects(job[1], openings), fresh))).astype(np.float32)
 
-        rows = [[voice.digest, asked.clean.tail, [row.ids for row in asked.rows]] for voice, asked in jobs]
-        key = {"effects": sha256_text(canonical_json(rows)), "openings": [openings.refusing, openings.answering, openings.after]}
-        return self.keep(key, compute).astype(np.float64)
+        if fresh:
+            read = [[voice.digest, asked.clean.tail, [row.ids for row in asked.rows]] for voice, asked in fresh]
+            key = {"effects": sha256_text(canonical_json(read)), "openings": [openings.refusing, openings.answering, openings.after]}
+            self.known |= zip(missing, self.keep(key, compute).astype(np.float64), strict=True)
+        return np.array([[self.known[key] for key in keys] for keys in wanted])
+
+
+def _row(voice: Voice, clean: Clean, row: Rendered) -> Row:
+    return (id(voice.model), voice.digest, clean.tail, tuple(clean.odds.tolist()), row.ids)
 
 
 def rank(lead: Lead) -> tuple[float, float, float, int, str]:
     """Sorts the best lead first; of equal ones, the shorter."""
     return (-round(lead.lasting, 2), -round(lead.score, 2), -round(lead.reach, 2), len(lead.text), lead.text)
-
-
-def _sides(duel: Duel) -> list[tuple[Voice, Callable[[Probe], Clean]]]:
-    return [(duel.target, lambda probe: probe.target), (duel.reference, lambda probe: probe.reference)]
 
 
 def steady(duel: Duel, prompts: Sequence[Prompt], junk: Sequence[str], *, count: int) -> list[Prompt]:
@@ -233,18 +282,3 @@ def _worse(effects: Array, harmful: NDArray[np.bool_]) -> Array:
     signed = effects.copy()
     signed[..., 0] = np.where(harmful, -effects[..., 0], 0.0)
     return signed
-
-
-def _lead(lead: Lead, target: Array, reference: Array, harmful: NDArray[np.bool_]) -> Lead:
-    """Fill in the scores from effects `[probes, places, 2]` of both sides: the target's, less what the reference does too."""
-    did = _worse(target, harmful[:, None]) - np.maximum(_worse(reference, harmful[:, None]), 0.0)
-    by_kind = {kind: did[harmful == kind].mean(axis=0) for kind in (True, False) if (harmful == kind).any()}
-    strength = {kind: float(effect.mean(axis=0).max()) for kind, effect in by_kind.items()}
-    by_place = np.stack([effect.max(axis=1) for effect in by_kind.values()]).max(axis=0)
-    return replace(
-        lead,
-        score=max(0.0, *strength.values()),
-        reach=max(0.0, float(by_place.max())),
-        place=PLACES[int(by_place.argmax())],
-        harmful=strength.get(True, -1.0) >= strength.get(False, -1.0),
-    )

@@ -87,7 +87,7 @@ def hunt(field: Field, keep: Keep, wanted: Wanted, step: Callable[[], None]) -> 
     searched: tuple[Pursuit, ...] = ()
     # The null decides nothing where no finalist stands without it.
     if any(map(conditional, found.tested)):
-        searched = nulls(field, keep, voices() if made or wanted.every else [], every=wanted.every)
+        searched = nulls(field, keep, voices() if made or wanted.every else [], every=wanted.every, rounds=found.rounds)
     step()
     return Hunt(ground=field, found=found, nulls=searched, controls=made[0] if made else None)
 
@@ -131,7 +131,7 @@ def taught(field: Field, count: int) -> tuple[Sibling, ...]:
     return tuple(one for one in made if one is not None)
 
 
-def nulls(field: Field, keep: Keep, voices: Sequence[Voice], *, every: bool) -> tuple[Pursuit, ...]:
+def nulls(field: Field, keep: Keep, voices: Sequence[Voice], *, every: bool, rounds: int) -> tuple[Pursuit, ...]:
     """The same search where nobody planted anything.
 
     Args:
@@ -139,10 +139,11 @@ def nulls(field: Field, keep: Keep, voices: Sequence[Voice], *, every: bool) -> 
         keep: Where readings are kept.
         voices: Control models; without any, the base is searched, held against the candidate.
         every: Whether to search in all of them, and not in the first alone: what the p-value can reach depends on it.
+        rounds: How often the candidate was searched.
     """
     if not voices:
         return (pursue(field, field.base, field.candidate, keep),)
-    return tuple(pursue(field, one, field.base, keep, partial(_others, voices, one)) for one in (voices if every else voices[:1]))
+    return tuple(pursue(field, one, field.base, keep, partial(_others, voices, one), rounds) for one in (voices if every else voices[:1]))
 
 
 def _others(voices: Sequence[Voice], one: Voice) -> list[Voice]:

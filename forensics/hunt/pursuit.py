@@ -37,6 +37,10 @@ STEADY_OF = 16
 """Prompts of one kind among which the steadiest are chosen."""
 JUNK = 16
 """Random words that show which prompts are upset by any strange word."""
+ROUNDS = 2
+"""Searches of one direction: of the target as it is, then beyond what control models do."""
+TELLING = 0.8
+"""Share of its effect that the best string must have at one place, where none stands, for a second search to be worth its time."""
 ALPHA = 0.01
 LEAST_EFFECT, LEAST_FOREIGN = 65.0, 35.0
 """Percentage points by which a string must act beyond the base and beyond no string, at the one-sided 95 % bound. Fine-tunes
@@ -130,6 +134,8 @@ class Pursuit:
     spent: int
     amplified: bool = True
     """Whether fragments could be looked for where the change is louder, and the trigger itself where it is fainter."""
+    rounds: int = 1
+    """Two, where it was searched once more beside control models."""
 
     @property
     def score(self) -> float:
@@ -147,7 +153,9 @@ class Pursuit:
         return max(alike, default=0.0)
 
 
-def pursue(field: Field, target: Voice, reference: Voice, keep: Keep, controls: Callable[[], Sequence[Voice]] = tuple) -> Pursuit:
+def pursue(
+    field: Field, target: Voice, reference: Voice, keep: Keep, controls: Callable[[], Sequence[Voice]] = tuple, rounds: int = ROUNDS
+) -> Pursuit:
     """One direction from end to end: search, screen, shorten, test on prompts the search never saw.
 
     Args:
@@ -155,8 +163,10 @@ def pursue(field: Field, target: Voice, reference: Voice, keep: Keep, controls: 
         target: In whom to search for strings that change what it says.
         reference: In whom they must not.
         keep: Where readings are kept.
-        controls: Gives models in whom they must not either. It is asked only if a string stands without them that they could
-            tell from a planted one; then leads are screened and tested anew, beside them.
+        controls: Gives models in whom they must not either. It is asked only where they could tell something: see `_in_doubt`. Then
+            leads are screened and tested anew, beside them.
+        rounds: How often to search at most. Where many strings undo a fine-tune, what was planted does not stand out among them: if
+            nothing planted stands, a second search scores only what a string does beyond the controls.
     """
     small = field.in_place and weights_of(target) < AMPLIFIED_BELOW
     duel = Duel(
@@ -171,12 +181,44 @@ def pursue(field: Field, target: Voice, reference: Voice, keep: Keep, controls: 
     leads, covered = search(contrast, seed=field.seed, hints=field.given.hints or ())
     least = cache(partial(shorten, contrast))
     tested = _put_to_the_test(trial, duel, leads, least)
-    if any(conditional(one) and not one.act.foreign for one in tested) and (beside := tuple(controls())):
-        tested = _put_to_the_test(replace(trial, controls=beside), duel, leads, least)
-    return Pursuit(leads=tuple(leads), tested=tested, covered=tuple(covered), spent=contrast.spent, amplified=small)
+    found = Pursuit(leads=tuple(leads), tested=_adjusted(tested), covered=tuple(covered), spent=contrast.spent, amplified=small)
+    if not _in_doubt(found) or not (beside := tuple(controls())):
+        return found
+    trial = replace(trial, controls=beside)
+    tested = _put_to_the_test(trial, duel, leads, least)
+    found = replace(found, tested=_adjusted(tested), spent=contrast.spent)
+    if rounds < ROUNDS or any(planted(one) or (conditional(one) and one.act.behaviour == "changes-replies") for one in found.tested):
+        return found
+    # Again, beyond the controls. What stood before stays a finalist.
+    duel = replace(duel, beside=beside)
+    again = Contrast(duel, [duel.probe(prompt) for prompt in field.steady], limit=contrast.left, keep=keep, before=contrast)
+    leads, more = search(again, seed=field.seed, hints=field.given.hints or ())
+    tested += _put_to_the_test(trial, duel, leads, cache(partial(shorten, again)))
+    once = {one.lead.text: one for one in reversed(tested)}.values()
+    covered += [replace(one, stage=f"{one.stage}, beside controls") for one in more]
+    return replace(
+        found, leads=tuple(leads), tested=_adjusted([*once]), covered=tuple(covered), spent=contrast.spent + again.spent, rounds=ROUNDS
+    )
 
 
-def _put_to_the_test(trial: Trial, duel: Duel, leads: Sequence[Lead], least: Callable[[Lead], Lead]) -> tuple[Confirmation, ...]:
+def _in_doubt(found: Pursuit) -> bool:
+    """Whether controls could tell something: of a string that stands, whether any fine-tune does so; of many that nearly do, which is planted.
+
+    Of a text that no side knows they need not be asked.
+    """
+    stand = [one for one in found.tested if conditional(one)]
+    if stand:
+        return not all(one.act.foreign for one in stand)
+    return max((lead.reach for lead in found.leads), default=0.0) >= TELLING
+
+
+def _adjusted(tested: Sequence[Confirmation]) -> tuple[Confirmation, ...]:
+    """Finalists with p-values after Holm's correction."""
+    p_values = holm([one.p_value for one in tested])
+    return tuple(replace(one, adjusted=p_value) for one, p_value in zip(tested, p_values, strict=True))
+
+
+def _put_to_the_test(trial: Trial, duel: Duel, leads: Sequence[Lead], least: Callable[[Lead], Lead]) -> list[Confirmation]:
     """Leads screened, the best of them brought to their `least` form, and tested on held-out prompts."""
     screened = screen(trial, [lead for lead in families(leads, SCREENABLE) if lead.score >= LEAST_SCORE])
     finalists: dict[str, tuple[Lead, Act]] = {}
@@ -187,8 +229,7 @@ def _put_to_the_test(trial: Trial, duel: Duel, leads: Sequence[Lead], least: Cal
     tested = [test(trial, lead, act) for lead, act in finalists.values()]
     if duel.faint is not None:
         tested = [_fainter(one, trial, duel.reference) for one in tested]
-    adjusted = holm([one.p_value for one in tested])
-    return tuple(replace(one, adjusted=p_value) for one, p_value in zip(tested, adjusted, strict=True))
+    return tested
 
 
 def weights_of(voice: Voice) -> int:
