@@ -103,7 +103,7 @@ def pursued(monkeypatch, *, made=2, unsound=0, **by_direction: Pursuit) -> list[
     asked: list[str] = []
     controls = tuple(Sibling(voice=SimpleNamespace(name=f"control {number}"), reached=1.0, spent=10) for number in range(made))
 
-    def pursue(_ground, target, _reference, _keep, controls=tuple):
+    def pursue(_ground, target, _reference, _keep, controls=tuple, _rounds=2):
         asked.append({"candidate": "search", "base": "null", "control": "null in a control"}[target.name.split()[0]])
         found = by_direction[asked[-1].split()[0]]
         if any(conditional(one) and not one.act.foreign for one in found.tested):
@@ -116,6 +116,7 @@ def pursued(monkeypatch, *, made=2, unsound=0, **by_direction: Pursuit) -> list[
     refuses = {one.voice.name: float(number >= unsound) for number, one in enumerate(controls)}
     monkeypatch.setattr("forensics.hunt.nulls.taught", lambda _ground, _count: controls)
     monkeypatch.setattr("forensics.hunt.nulls.refusing", lambda voice, _prompts: refuses[voice.name])
+    monkeypatch.setattr("forensics.hunt.nulls.listen", lambda voice, _prompts: voice)
     monkeypatch.setattr("forensics.hunt.nulls.pursue", pursue)
     monkeypatch.setattr("forensics.hunt.pursuit.survey", survey)
     return asked
