@@ -194,7 +194,7 @@ class Contrast:
         return sorted(self.scored.values(), key=lambda lead: (-round(self.scouted.get(lead.text, 0.0), 2), len(lead.text), lead.text))
 
     def _over_places(self, effects: Array, axis: int) -> Array:
-        # A string that upsets a model mostly does so at one place alone. Where controls tell most of those, the better place counts twice.
+        # A string that upsets a model mostly does so at one place alone. Where controls tell most of those, the better place counts more.
         found: Array = effects.mean(axis=axis)
         return (found + effects.max(axis=axis)) / 2.0 if self.duel.beside else found
 

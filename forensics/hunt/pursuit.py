@@ -326,7 +326,13 @@ def shorten(contrast: Contrast, lead: Lead) -> Lead:
     if duel.faint is not None and lead.lasting:
         fainter = replace(duel, target=duel.faint, scouts=(), faint=None)
         judges.append(
-            Contrast(fainter, [fainter.probe(probe.prompt) for probe in contrast.probes], limit=contrast.limit, keep=contrast.keep)
+            Contrast(
+                fainter,
+                [fainter.probe(probe.prompt) for probe in contrast.probes],
+                limit=contrast.limit,
+                keep=contrast.keep,
+                before=contrast,
+            )
         )
     shares = (KEPT, KEPT_FAINT)
     goals = [judge.score([lead.text], lead.origin)[0].score * share for judge, share in zip(judges, shares, strict=False)]
