@@ -3,7 +3,7 @@
     python examples/benchmarks/foreign_pairs.py PAIRS
     python examples/benchmarks/trigger_search.py PAIRS [--seeds 0 1 2] [--only PAIR ...]
 
-Each pair is hunted with two folders and `--prompts`, nothing else. One JSON line a hunt is added to results/trigger_search.jsonl
+Each pair whose training took is hunted with two folders and `--prompts`, nothing else. One JSON line a hunt is added to results/trigger_search.jsonl
 (hunts that are there already are not repeated), and the table is printed from all lines. Without PAIRS only the table.
 """
 
@@ -105,6 +105,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="PAIR", help="pairs whose names hold this")
     options = parser.parse_args()
     folders: Iterable[Path] = sorted(file.parent for file in options.pairs.glob("*/truth.json")) if options.pairs else []
+    unfit = [folder.name for folder in folders if json.loads((folder / "truth.json").read_text(encoding="utf-8"))["gate"] != "passed"]
+    if unfit:
+        print(f"left out, as training did not take: {', '.join(unfit)}", file=sys.stderr)
+    folders = [folder for folder in folders if folder.name not in unfit]
     done = {(row["pair"], row["seed"]) for row in ledger.held(RESULTS)}
     for seed in options.seeds:
         for folder in folders:
