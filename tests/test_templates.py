@@ -79,6 +79,12 @@ def process():
     return templates._RENDERER._process
 
 
+@pytest.fixture
+def unhurried(monkeypatch):
+    """Time enough that only the limit of memory can end a template: a slow machine takes seconds to fill it."""
+    monkeypatch.setattr(templates, "TEMPLATE_SECONDS", 60.0)
+
+
 @pytest.mark.parametrize(
     ("template", "why"),
     [
@@ -94,13 +100,10 @@ def process():
         pytest.param("x" * (templates.MAX_TEMPLATE_CHARACTERS + 1), "it has 500001 characters", id="length"),
     ],
 )
-def test_a_template_that_eats_memory_fails_and_the_next_one_is_rendered(template, why):
-    start = time.monotonic()
-
+def test_a_template_that_eats_memory_fails_and_the_next_one_is_rendered(unhurried, template, why):
     fails(template, why)
 
     assert render("{{ messages[0].role }}") == "system"
-    assert time.monotonic() - start < 10.0
 
 
 def test_a_template_that_no_clock_of_its_own_process_stops_is_killed_with_it(monkeypatch):
@@ -277,7 +280,7 @@ def test_a_template_cannot_tell_that_it_is_listened_to():
     )
 
 
-def test_what_one_template_leaves_in_memory_is_gone_when_the_next_is_rendered():
+def test_what_one_template_leaves_in_memory_is_gone_when_the_next_is_rendered(unhurried):
     render("{{ 1 }}")
     before = process()
 
