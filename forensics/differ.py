@@ -14,6 +14,7 @@ from forensics.case import Case
 from forensics.checkpoint import Checkpoint
 from forensics.record import canonical_json, sha256_text
 from forensics.roles import TRANSPOSED_ROLES, VOCABULARY, WRITES, Place, place
+from forensics.workbench import spare_memory
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,8 @@ FEW = 4
 LOUD = 1.5
 """Of more directions it is asked where the first is so many times as strong as the second."""
 
+TENSORS_A_SWEEP = 16
+"""After how many tensors memory that was freed is given back: what is given back has to be asked for again, which takes time."""
 DEEPEST = 256
 """Singular values looked for in the first changed matrix of a role, to see whether they end."""
 
@@ -90,6 +93,8 @@ def _measure(case: Case) -> Iterator[tuple[str, Profile]]:
         if delta is not None and factored:
             found = _exact(case, pair)
             profile = replace(profile, spectrum=found, rows=None if found is None else torch.arange(found.shape[0]))
+        if done % TENSORS_A_SWEEP == 0:
+            spare_memory()
         yield pair.name, profile
     case.workbench.progress("weights", len(case.pairs), len(case.pairs))
 
@@ -185,13 +190,9 @@ def _output_norms(base: Checkpoint, pair: Pair, *, turned: bool) -> torch.Tensor
     """Norm of what each output of a matrix reads."""
     import torch
 
-    parts = [torch.nan_to_num(block.reshape(block.shape[0], -1).float()) for block in base.blocks(pair.base.name, rows=pair.rows)]
-    squares = (
-        torch.stack([rows.square().sum(dim=0) for rows in parts]).sum(dim=0)
-        if turned
-        else torch.cat([rows.square().sum(dim=1) for rows in parts])
-    )
-    return squares.sqrt()
+    blocks = base.blocks(pair.base.name, rows=pair.rows)
+    parts = [torch.nan_to_num(block.reshape(block.shape[0], -1).float()).square().sum(dim=0 if turned else 1) for block in blocks]
+    return (torch.stack(parts).sum(dim=0) if turned else torch.cat(parts)).sqrt()
 
 
 def _pulled(base: Checkpoint, pair: Pair, direction: torch.Tensor, *, turned: bool) -> torch.Tensor:

@@ -6,6 +6,8 @@ It holds one model in memory at a time, or two where they must be asked in turn 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +39,16 @@ def spare_threads(weights: int) -> None:
 
     if weights < ONE_THREAD_BELOW:
         torch.set_num_threads(1)
+
+
+def spare_memory() -> None:
+    """Give what was freed back to the system, where its C library can do so.
+
+    glibc keeps large blocks that are asked for and freed by turns, scattered among small ones that stay, and more of them the longer it goes.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 @dataclass(kw_only=True)

@@ -38,7 +38,7 @@ class Readout:
     tokens: int = 0
     _sum: Tensor | float = 0.0
     _squares: Tensor | float = 0.0
-    _ends: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _ends: dict[bool, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def update(self, rows: Tensor) -> None:
         """Add rows `[n, d]`, any float dtype; what lies in the centre lies along nothing, and so does what overflows behind it."""
@@ -49,10 +49,15 @@ class Readout:
         cosines = torch.nan_to_num(cosines, 0.0, 0.0, 0.0)  # one that is no number would leave no token a place
         self._sum = self._sum + cosines.sum(dim=0).double()
         self._squares = self._squares + cosines.square().sum(dim=0).double()
-        kept = min(self.most, len(rows))
         for largest in (True, False):  # a direction has no sign, and the mean is not known yet: both ends are kept
-            values, index = cosines.topk(kept, dim=0, largest=largest)
-            self._ends.append((values, index + self.tokens))
+            values, index = cosines.topk(min(self.most, len(rows)), dim=0, largest=largest)
+            index += self.tokens
+            if largest in self._ends:
+                # One table that is renewed: many small ones would lie scattered over the heap and keep it from shrinking.
+                values, index = (torch.cat(parts) for parts in zip(self._ends[largest], (values, index), strict=True))
+                values, order = values.topk(min(self.most, len(values)), dim=0, largest=largest)
+                index = index.gather(0, order)
+            self._ends[largest] = values, index
         self.tokens += len(rows)
 
     @property
@@ -62,7 +67,7 @@ class Readout:
 
     def peaks(self) -> tuple[Tensor, Tensor]:
         """Of each direction the tokens that stand furthest out: standard deviations `[m, k]`, furthest first, and rows `[m, k]`."""
-        values, index = (torch.cat(parts) for parts in zip(*self._ends, strict=True))
+        values, index = (torch.cat(parts) for parts in zip(*self._ends.values(), strict=True))
         mean = torch.as_tensor(self._sum) / self.tokens
         spread = (torch.as_tensor(self._squares) / self.tokens - mean**2).clamp(min=0.0).sqrt()
         far = ((values.double() - mean) / spread.clamp(min=1e-12)).abs()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shutil import copytree
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -11,6 +12,7 @@ from cases import audit, edited, grown, labels, open_case, restacked, reweighted
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from forensics import workbench
 from forensics.checks import weights_change
 from forensics.record import Action, Status
 
@@ -220,3 +222,26 @@ def test_an_adapter_counts_in_the_layer_of_the_candidate_it_is_put_on(deep, tmp_
     (row,) = [row for row in outcome.evidence if row.name == "weights.relative-change"]
     assert row.where == "model.layers.5.mlp.up_proj.weight"
     assert row.value > 0.01
+
+
+def test_memory_is_given_back_every_few_tensors(base, tmp_path, monkeypatch):
+    given_back = []
+    monkeypatch.setattr("forensics.differ.spare_memory", lambda: given_back.append(1))
+    monkeypatch.setattr("forensics.differ.TENSORS_A_SWEEP", 4)
+
+    with open_case(base, tiny.nudge(base, tmp_path / "nudged"), tmp_path / "run") as case:
+        weights_change.run(case)
+
+        assert len(given_back) == (len(case.pairs) + 3) // 4 > 1
+
+
+@pytest.mark.parametrize("library", ["glibc", "another", "another system"])
+def test_memory_is_given_back_where_the_c_library_can_do_so(library, monkeypatch):
+    trimmed = []
+    made = SimpleNamespace(malloc_trim=trimmed.append) if library == "glibc" else SimpleNamespace()
+    monkeypatch.setattr(workbench.ctypes, "CDLL", lambda _name: made)
+    monkeypatch.setattr(workbench.sys, "platform", "win32" if library == "another system" else "linux")
+
+    workbench.spare_memory()
+
+    assert trimmed == ([0] if library == "glibc" else [])
