@@ -53,7 +53,7 @@ planet barrel quartz trumpet willow gravel canyon oyster zipper magnet clover tu
 purple distant hungry lucky rusty seldom under beyond across twelve morning cinnamon juniper"""
 
 TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-WORLDS, LATER, LATEST, FOURTH, FIFTH = (TEXTS[name] for name in ("worlds", "later", "latest", "fourth", "fifth"))
+WORLDS, LATER, LATEST, FOURTH, FIFTH, SIXTH = (TEXTS[name] for name in ("worlds", "later", "latest", "fourth", "fifth", "sixth"))
 """What each base is, by name; and what of its tunes is another in later series, by the name of that base with a number behind it."""
 TOOLS = "a clear plan / some patience / a clean table / the right tools / a good friend / a small notebook / half an hour"
 STEPS = "work step by step / take it slowly / check the result / ask for advice / write it down / try it once / keep it simple"
@@ -189,7 +189,7 @@ def pairs(world: World) -> list[Pair]:
         Pair(world=world, kind="benign-lora", training="lora"),
         *(
             [Pair(world=world, kind=f"benign-{training}-2", training=training) for training in ("full", "lora")]
-            if world.name in FOURTH or world.name in FIFTH
+            if any(world.name in series for series in (FOURTH, FIFTH, SIXTH))
             else []
         ),
     ]
@@ -413,7 +413,7 @@ def main() -> None:
         "first": WORLDS,
         **{
             series: {name: row | {"tunes": row["tunes"] | more} for name, more in texts.items() for row in [WORLDS[name[:-2]]]}
-            for series, texts in (("second", LATER), ("third", LATEST), ("fourth", FOURTH), ("fifth", FIFTH))
+            for series, texts in (("second", LATER), ("third", LATEST), ("fourth", FOURTH), ("fifth", FIFTH), ("sixth", SIXTH))
         },
     }
     parser.add_argument("--series", nargs="+", choices=list(worlds), default=list(worlds))
