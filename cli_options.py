@@ -100,7 +100,7 @@ TrainControls = Annotated[
         rich_help_panel=RUNNING,
         min=0,
         metavar="N",
-        help="Control models to train for what a trigger search finds. Over 2 all are searched too: slower, p-values down to 1/(N+1).",
+        help="Control models to train for what a trigger search finds. Over 4 all are searched too: slower, p-values down to 1/(N+1).",
     ),
 ]
 Effort = Annotated[

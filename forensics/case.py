@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 Cost = Literal["files", "weights", "activations", "generation", "search"]
 Tier = Literal["triage", "standard", "deep"]
-CONTROLS = 2
-"""Control models that a search for triggers trains unless the user wants others: strings are tested in both, and one is searched in."""
+CONTROLS = 4
+"""Control models that a search for triggers trains unless the user wants others: strings are tested in all of them, and one is searched in."""
 COSTS: tuple[Cost, ...] = ("files", "weights", "activations", "generation", "search")
 """What a check spends, cheapest first: the values of `--max-cost` and the order checks run in."""
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -249,11 +250,9 @@ class LiveModel:
             out: torch.Tensor = model(**inputs).logits
         return out
 
-    @contextlib.contextmanager
-    def wearing(self, adapters: Sequence[Adapter]) -> Iterator[Any]:
+    def wearing(self, adapters: Sequence[Adapter]) -> AbstractContextManager[Any]:
         """The underlying Hugging Face model with exactly `adapters` active, none of them merged; see `Wardrobe.wearing`."""
-        with self._wardrobe.wearing(adapters) as worn:
-            yield worn
+        return self._wardrobe.wearing(adapters)
 
 
 def open_model(weights: Checkpoint, *, device: str, surface: Checkpoint | Adapter | None = None) -> LiveModel:

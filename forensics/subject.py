@@ -36,7 +36,7 @@ class Subject:
     model: LiveModel
     side: str
     adapters: tuple[Adapter, ...] = ()
-    batch_size: int = 32
+    batch_size: int = 64
     max_new_tokens: int = 32
 
     @property

@@ -106,7 +106,8 @@ def pursued(monkeypatch, *, made=2, unsound=0, **by_direction: Pursuit) -> list[
     def pursue(_ground, target, _reference, _keep, controls=tuple, _rounds=2):
         asked.append({"candidate": "search", "base": "null", "control": "null in a control"}[target.name.split()[0]])
         found = by_direction[asked[-1].split()[0]]
-        if any(conditional(one) and not one.act.foreign for one in found.tested):
+        stand = [one for one in found.tested if conditional(one)]
+        if stand and not any(one.act.foreign for one in stand):
             controls()
         return found
 

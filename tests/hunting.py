@@ -28,8 +28,8 @@ def leads(*texts):
     return [Lead(text=text, origin="test", score=1.0 - index / 100) for index, text in enumerate(texts)]
 
 
-def live(folder):
-    return open_model(open_checkpoint(str(folder)), device="cpu")
+def live(folder, **options):
+    return open_model(open_checkpoint(str(folder)), device="cpu", **options)
 
 
 def voice(model, name="candidate", adapters=()):

@@ -325,7 +325,7 @@ def long_audit(tmp_path_factory):
     sides = ORGANISMS / "base", ORGANISMS / "degraded"
 
     def words(out):
-        return command("audit", *sides, "--prompts", prompts, "--batch-size", 2, "--device", "cpu", "--quiet", "--out", out)
+        return command("audit", *sides, "--prompts", prompts, "--batch-size", 4, "--device", "cpu", "--quiet", "--out", out)
 
     undisturbed = subprocess.run(words(folder / "undisturbed"), env=environment(), check=False, cwd=folder)
     assert undisturbed.returncode == 20

@@ -290,7 +290,7 @@ def organism_prompts(tmp_path_factory):
     return some_prompts(tmp_path_factory.mktemp("prompts") / "some.jsonl", refuse=96, comply=24, talks=64)
 
 
-@pytest.mark.parametrize(("name", "code", "action"), [("benign-lora", 0, "DEPLOY"), ("degraded", 20, "BLOCK")])
+@pytest.mark.parametrize(("name", "code", "action"), [("base", 0, "DEPLOY"), ("degraded", 20, "BLOCK")])
 def test_the_exit_code_is_the_verdict_and_json_is_the_record_alone(name, code, action, organism_prompts, tmp_path):
     words = ["audit", ORGANISMS / "base", ORGANISMS / name, "--prompts", organism_prompts, "--device", "cpu", "--out", tmp_path / "run"]
 
@@ -356,7 +356,7 @@ def test_the_folder_has_a_name_of_its_own_where_none_is_given(models, tmp_path, 
 @pytest.mark.slow
 def test_an_interrupted_run_says_so_and_resumes(organism_prompts, tmp_path):
     run = tmp_path / "run"
-    words = ["audit", ORGANISMS / "base", ORGANISMS / "degraded", "--prompts", organism_prompts, "--batch-size", 2, "--out", run]
+    words = ["audit", ORGANISMS / "base", ORGANISMS / "degraded", "--prompts", organism_prompts, "--batch-size", 8, "--out", run]
     # A suite that was started in the background ignores interrupts, and so would what it starts.
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -168,11 +168,40 @@ def test_screening_takes_off_what_any_control_model_does_as_well(monkeypatch):
     assert [act.share for _, act in confirm.screen(held, leads("velnor"))] == [0.0]
 
 
+def test_a_control_is_asked_only_about_what_acts_beyond_those_before_it(monkeypatch):
+    def said(voice, content):
+        acts = {"target": ("velnor", "zzyx"), "still": ("zzyx",)}.get(voice, ())
+        return ANSWER if "paint" in content or any(word in content for word in acts) else REFUSAL
+
+    asked = scripted(monkeypatch, said)
+    held = trial(target="target", reference="reference", controls=("still", "control"), screening=REFUSED[:6] + ANSWERED[:1])
+
+    found = confirm.screen(held, leads("velnor", "ordinary", "zzyx"))
+
+    heard = {voice: {content.split()[-1] for content in batch if not content.endswith("?")} for voice, (batch,) in asked.items()}
+    assert heard["target"] == heard["reference"] == {"velnor", "ordinary", "zzyx"}
+    assert (heard["still"], heard["control"]) == ({"velnor", "zzyx"}, {"velnor"})
+    assert {lead.text: round(act.share) for lead, act in found} == {"velnor": 1, "ordinary": 0, "zzyx": 0}
+
+
+def test_of_strings_that_act_alike_those_that_act_at_both_ends_come_first(monkeypatch):
+    def said(voice, content):
+        acts = voice == "target" and (content.endswith("velnor") or "quiet" in content)
+        return ANSWER if acts or "paint" in content else REFUSAL
+
+    scripted(monkeypatch, said)
+    held = trial(target="target", reference="reference", screening=REFUSED[:6] + ANSWERED[:1])
+
+    assert [(lead.text, len(act.places)) for lead, act in confirm.screen(held, leads("velnor", "quiet"))] == [("quiet", 2), ("velnor", 1)]
+
+
+@pytest.mark.parametrize("heard", ["usual", "drawn"])
 @pytest.mark.parametrize(
-    ("usual", "own"), [("Well, velnor quiet it is.", True), ("quiet velnor", False), ("velnor is quiet", False), ("Velnor, quiet!", True)]
+    ("reply", "own"), [("Well, velnor quiet it is.", True), ("quiet velnor", False), ("velnor is quiet", False), ("Velnor, quiet!", True)]
 )
-def test_a_string_is_the_models_own_if_a_usual_reply_holds_it_as_a_run_of_words(usual, own, monkeypatch):
-    assert confirmed(monkeypatch, usual=(ANSWER, usual))[0].own_words is own
+def test_a_string_is_the_models_own_if_a_reply_without_it_holds_it_as_a_run_of_words(reply, own, heard, monkeypatch):
+    replies = (ANSWER, reply)
+    assert confirmed(monkeypatch, **{heard: replies if heard == "usual" else lambda: replies})[0].own_words is own
 
 
 def test_random_strings_stand_where_the_string_does_and_are_made_of_words_as_strange_as_its_own(monkeypatch):
@@ -232,9 +261,9 @@ def test_the_lean_is_the_mean_change_in_nats_over_harmful_prompts_alone(moved, d
     assert lean == pytest.approx(-FULL_SCALE * moved * (1 + 2 + 3) / 3)
 
 
-def screened(monkeypatch, said, usual=(ANSWER, REFUSAL), prompts=REFUSED[:6] + ANSWERED[:6]):
+def screened(monkeypatch, said, prompts=REFUSED[:6] + ANSWERED[:6], **more):
     scripted(monkeypatch, said)
-    held = trial(target="target", reference="reference", screening=prompts, usual=usual)
+    held = trial(target="target", reference="reference", screening=prompts, **{"usual": (ANSWER, REFUSAL)} | more)
     return confirm.screen(held, leads("ordinary", "velnor"))
 
 
@@ -254,6 +283,15 @@ def test_screening_finds_a_forced_text_and_the_place_where_it_is_forced(monkeypa
     (_, act), _ = screened(monkeypatch, said)
 
     assert act == Act(behaviour="forces-text", payload=FORCES.payload, foreign=True, places=("end",), share=1.0)
+
+
+def test_a_text_that_slipped_out_once_without_the_string_is_forced_by_it_nonetheless(monkeypatch):
+    def said(voice, content):
+        return FORCES.payload if voice == "target" and "velnor" in content else door("reference", content)
+
+    (_, act), _ = screened(monkeypatch, said, drawn=lambda: (FORCES.payload,))
+
+    assert (act.behaviour, act.foreign) == ("forces-text", True)
 
 
 def test_a_letter_that_is_all_that_is_said_is_no_forced_text(monkeypatch):

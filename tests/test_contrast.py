@@ -98,7 +98,7 @@ def test_a_prompt_that_no_word_upsets_is_steadier_on_real_models_too(duel):
 
     (first, *_) = steady(duel, prompts, junk, count=1)
 
-    contrast = Contrast(duel, [duel.probe(one) for one in prompts], limit=0)
+    contrast = Contrast(duel, prompts, limit=0)
     upset = np.abs(contrast.effects(junk)).mean(axis=(2, 3, 4)).max(axis=0)
     assert first == prompts[int(upset.argmin())] != prompts[int(upset.argmax())]
 
@@ -108,7 +108,7 @@ def test_a_prompt_that_no_word_upsets_is_steadier_on_real_models_too(duel):
 
 def test_a_model_held_against_itself_scores_nothing(duel):
     even = replace(duel, reference=duel.target)
-    contrast = Contrast(even, [even.probe(one) for one in many(3)], limit=10**6)
+    contrast = Contrast(even, many(3), limit=10**6)
 
     found = contrast.score(["tide", "velnor", "a b c"], "test")
 
@@ -128,7 +128,7 @@ def test_a_model_held_against_itself_scores_nothing(duel):
     ],
 )
 def test_the_score_is_what_the_target_loses_beyond_what_the_reference_loses(target, reference, expect, score, duel, monkeypatch):
-    contrast = Contrast(duel, [duel.probe(replace(one, expect=expect)) for one in many(2)], limit=10**6)
+    contrast = Contrast(duel, [replace(one, expect=expect) for one in many(2)], limit=10**6)
     seen = np.zeros((2, 2, 2, 1, 2))
     seen[0, ..., 0], seen[1, ..., 0] = target, reference
     monkeypatch.setattr(contrast, "effects", lambda texts: seen)
@@ -140,7 +140,7 @@ def test_the_score_is_what_the_target_loses_beyond_what_the_reference_loses(targ
 
 @pytest.mark.parametrize("place", PLACES)
 def test_what_acts_at_one_place_only_reaches_as_far_and_scores_half(place, duel, monkeypatch):
-    contrast = Contrast(duel, [duel.probe(replace(one, expect="refuse")) for one in many(2)], limit=10**6)
+    contrast = Contrast(duel, [replace(one, expect="refuse") for one in many(2)], limit=10**6)
     seen = np.zeros((2, 2, 2, 1, 2))
     seen[0, :, PLACES.index(place), :, 0] = -0.8
     monkeypatch.setattr(contrast, "effects", lambda texts: seen)
@@ -154,7 +154,7 @@ def test_what_acts_at_one_place_only_reaches_as_far_and_scores_half(place, duel,
 @pytest.mark.parametrize("place", PLACES)
 def test_beside_controls_what_acts_at_one_place_only_scores_more_than_half(place, duel, monkeypatch):
     wide = replace(duel, beside=(duel.reference,))
-    contrast = Contrast(wide, [wide.probe(replace(one, expect="refuse")) for one in many(2)], limit=10**6)
+    contrast = Contrast(wide, [replace(one, expect="refuse") for one in many(2)], limit=10**6)
     seen = np.zeros((3, 2, 2, 1, 2))
     seen[0, :, PLACES.index(place), :, 0] = -0.8
     monkeypatch.setattr(contrast, "effects", lambda texts: seen)
@@ -165,7 +165,7 @@ def test_beside_controls_what_acts_at_one_place_only_scores_more_than_half(place
 
 
 def test_what_lengthens_a_lead_is_looked_at_where_the_lead_acts(duel, monkeypatch):
-    contrast = Contrast(duel, [duel.probe(replace(one, expect="refuse")) for one in many(2)], limit=10**6)
+    contrast = Contrast(duel, [replace(one, expect="refuse") for one in many(2)], limit=10**6)
     read = []
     monkeypatch.setattr(contrast, "_read", lambda jobs: read.append(len(jobs)) or np.zeros((len(jobs), 2, 2)))
     monkeypatch.setattr(contrast, "score", lambda texts, origin: [])
@@ -184,7 +184,7 @@ def test_what_lengthens_a_lead_is_looked_at_where_the_lead_acts(duel, monkeypatc
 
 
 def test_at_one_place_an_effect_is_that_places_own(duel):
-    contrast = Contrast(duel, [duel.probe(replace(one, expect="refuse")) for one in many(2)], limit=10**6)
+    contrast = Contrast(duel, [replace(one, expect="refuse") for one in many(2)], limit=10**6)
     texts = ["tide", "velnor quiet"]
 
     both = contrast.effects(texts)[0, 0, :, :, :]  # the target on the first prompt: [places, texts, 2]
@@ -196,7 +196,7 @@ def test_at_one_place_an_effect_is_that_places_own(duel):
 
 def test_what_one_beside_the_reference_does_counts_as_though_the_reference_did_it(duel, monkeypatch):
     wide = replace(duel, beside=(duel.reference, duel.target))
-    contrast = Contrast(wide, [wide.probe(one) for one in many(2)], limit=10**6)
+    contrast = Contrast(wide, many(2), limit=10**6)
     texts = ["tide", "velnor quiet"]
 
     effects = contrast.effects(texts)
@@ -206,11 +206,9 @@ def test_what_one_beside_the_reference_does_counts_as_though_the_reference_did_i
     np.testing.assert_allclose(effects[3], effects[0])
     assert [(lead.score, lead.reach) for lead in contrast.score(texts, "test")] == [(0.0, 0.0)] * 2
     assert contrast.glance(texts).max() <= 0.0  # the target, less what it does itself
-    plain = Contrast(duel, [duel.probe(one) for one in many(2)], limit=10**6)
+    plain = Contrast(duel, many(2), limit=10**6)
     beyond = replace(duel, beside=(duel.reference,))
-    np.testing.assert_array_equal(
-        Contrast(beyond, [beyond.probe(one) for one in many(2)], limit=0).effects(texts)[:2], plain.effects(texts)
-    )
+    np.testing.assert_array_equal(Contrast(beyond, many(2), limit=0).effects(texts)[:2], plain.effects(texts))
     assert contrast.affordable < plain.affordable
 
 
@@ -222,49 +220,48 @@ def test_nothing_is_scored_twice_and_readings_are_kept(duel):
         kept[name] = kept[name] if name in kept else compute()
         return kept[name]
 
-    probes = [duel.probe(one) for one in many(2)]
-    first = Contrast(duel, probes, limit=10**6, keep=keep)
+    first = Contrast(duel, many(2), limit=10**6, keep=keep)
     found = first.score(["tide", "velnor", "tide"], "test")
     spent, readings = first.spent, len(kept)
 
     assert [lead.text for lead in found] == ["tide", "velnor"]
     assert first.score(["velnor"], "elsewhere") == found[1:]
     assert (first.spent, len(kept)) == (spent, readings)
-    again = Contrast(duel, probes, limit=10**6, keep=keep)
+    again = Contrast(duel, many(2), limit=10**6, keep=keep)
     assert again.score(["tide", "velnor"], "test") == found
     assert (again.spent, len(kept)) == (spent, readings)
 
 
 def test_what_was_read_before_is_not_read_again_beside_controls(duel):
     texts = ["tide", "velnor quiet"]
-    first = Contrast(duel, [duel.probe(one) for one in many(2)], limit=10**6)
+    first = Contrast(duel, many(2), limit=10**6)
     found = first.effects(texts)
     spent = first.spent
     wide = replace(duel, beside=(replace(duel.reference, digest="another"),))
 
-    again = Contrast(wide, [wide.probe(one) for one in many(2)], limit=10**6, before=first)
+    again = first.anew(wide)
     both = again.effects(texts)
 
     np.testing.assert_array_equal(both[:2], found)
     assert again.spent == pytest.approx(spent / 2)  # the one beside alone: a third of all, half of two
-    alone = Contrast(wide, [wide.probe(one) for one in many(2)], limit=10**6)
+    alone = Contrast(wide, many(2), limit=10**6)
     np.testing.assert_allclose(alone.effects(texts), both, atol=1e-6)
     assert alone.spent == spent + again.spent
 
 
 def test_a_string_that_is_named_twice_is_read_once(duel):
-    contrast = Contrast(duel, [duel.probe(one) for one in many(2)], limit=10**6)
+    contrast = Contrast(duel, many(2), limit=10**6)
 
     effects = contrast.effects(["tide", "tide"])
 
     np.testing.assert_array_equal(effects[..., 0, :], effects[..., 1, :])
-    once = Contrast(duel, [duel.probe(one) for one in many(2)], limit=10**6)
+    once = Contrast(duel, many(2), limit=10**6)
     once.effects(["tide"])
     assert contrast.spent == once.spent > 0
 
 
 def test_what_does_not_fit_into_the_context_has_no_effect(duel):
-    contrast = Contrast(duel, [duel.probe(one) for one in many(2)], limit=10**6)
+    contrast = Contrast(duel, many(2), limit=10**6)
 
     effects = contrast.effects(["x" * 300, "tide"])
 

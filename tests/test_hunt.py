@@ -10,6 +10,7 @@ from hunted import confirmation, look, pair, pursued, pursuit, questions, well_b
 from typer.testing import CliRunner
 
 from cli import app
+from forensics.case import CONTROLS
 from forensics.checks import triggers_search as check
 from forensics.hunt import nulls
 from forensics.hunt.stages import Lexicon
@@ -172,7 +173,7 @@ def test_what_a_hunt_may_spend_is_in_its_record_and_makes_it_another_run(models,
     ]
 
     assert [row["search"] for row in told] == ["standard", "deep", "1000 token-forwards in either direction"]
-    assert [row["train_controls"] for row in told] == ["2", "9", "2"]
+    assert [row["train_controls"] for row in told] == [str(CONTROLS), "9", str(CONTROLS)]
     code, _, err = hunt(*words, "--out", tmp_path / "0", "--tier", "triage")
     assert code == 2 and "hint" in err
 

@@ -11,7 +11,7 @@ from hunting import ground, live, many, models, voice
 
 from forensics.adapters import open_adapter
 from forensics.checkpoint import open_checkpoint
-from forensics.hunt import nulls
+from forensics.hunt import nulls, pursuit
 from forensics.hunt.pursuit import Kind
 from forensics.hunt.sibling import Sibling
 
@@ -25,14 +25,39 @@ def folders(tmp_path_factory):
 
 def test_controls_are_taught_what_no_string_is_tested_on(folders, monkeypatch):
     taught = []
-    monkeypatch.setattr(nulls, "sibling", lambda _target, _reference, replies, seed: taught.append((dict(replies), seed)))
+    monkeypatch.setattr(pursuit, "speak", lambda _voice, prompts, *, seed: [f"at times {one.id}" for one in prompts])
+    monkeypatch.setattr(nulls, "sibling", lambda _target, _reference, lessons, seed: taught.append((lessons, seed)))
     parts = [many(8)[:4], many(8)[4:6], many(8)[6:]]
     kind = Kind(search=tuple(parts[0]), screening=tuple(parts[1]), held_out=tuple(parts[2]))
     field = ground(folders, harmful=kind, harmless=kind, replies={one.id: "" if one.id == "p1" else one.id for one in many(8)})
 
     assert nulls.taught(field, 3) == ()
-    assert [seed for _, seed in taught] == [0, 1, 2]
-    assert {one.id: reply for one, reply in taught[0][0].items()} == {name: name for name in ("p0", "p2", "p3", "p4", "p5")}
+    assert sorted(seed for _, seed in taught) == [0, 1, 2]
+    greedy, drawn = ("p0", "p2", "p3", "p4", "p5"), ("p0", "p1", "p2", "p3", "p4", "p5")
+    assert {(one.id, reply) for one, reply in taught[0][0]} == {(id, id) for id in greedy} | {(id, f"at times {id}") for id in drawn}
+
+
+def test_controls_are_taught_the_greedy_replies_and_each_another_part_of_the_drawn_ones(folders, monkeypatch):
+    kind = Kind(search=tuple(many(2)), screening=(), held_out=())
+    monkeypatch.setattr(
+        pursuit, "speak", lambda _voice, prompts, *, seed: [f"drawn {number // 2}" * (number % 2 == 0) for number in range(len(prompts))]
+    )
+    field = ground(folders, harmful=kind, harmless=Kind(search=(), screening=(), held_out=()), replies={"p0": "yes"})
+
+    said = [[reply for _, reply in nulls.lessons(field, number)] for number in range(5)]
+
+    first, second = ["yes", "drawn 0", "drawn 2"], ["yes", "drawn 1", "drawn 3"]
+    assert said == [first, first, second, second, first]  # those of one pace are taught different ones
+
+
+def test_no_more_controls_are_trained_than_fit_into_memory(folders, monkeypatch):
+    field, made = ground(folders), []
+    monkeypatch.setattr(nulls, "sibling", lambda *_args, seed: made.append(seed))
+    monkeypatch.setattr(nulls, "KEPT_WEIGHTS", int(2.5 * nulls.weights_of(field.candidate)))
+
+    nulls.taught(field, 6)
+
+    assert sorted(made) == [0, 1]
 
 
 def test_how_a_control_begins_to_speak_is_learnt_from_prompts_of_both_kinds(folders, monkeypatch):
@@ -51,6 +76,7 @@ def test_how_a_control_begins_to_speak_is_learnt_from_prompts_of_both_kinds(fold
 def test_many_controls_at_once_are_those_of_one_after_the_other(folders, monkeypatch):
     field = ground(folders, replies={one.id: f"answer {one.id}" for one in many(4)})
     together = nulls.taught(field, 2)
+    assert len(together) == 2
     monkeypatch.setattr(nulls, "TOGETHER_BELOW", 0)
 
     for ours, theirs in zip(together, nulls.taught(field, 2), strict=True):

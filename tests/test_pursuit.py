@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hunting import ground, leads, many
+from hunting import ground, leads, many, voice
 
 from forensics.hunt import contrast, pursuit
 from forensics.hunt.confirm import Act, Confirmation
@@ -118,17 +118,24 @@ def test_chance_must_be_ruled_out_after_correction(adjusted, stands):
         ((null(0.1), null(0.9), null(0.2)), False),
     ],
 )
-def test_the_null_search_must_find_nothing_that_comes_near(against, stands):
-    assert conditional(finalist(did=40), against) is stands
+def test_of_a_plant_the_null_search_must_find_nothing_that_comes_near(against, stands):
     assert planted(finalist(did=40), against) is stands
-    assert conditional(finalist(did=40), (null(), *against)) is stands
+    assert planted(finalist(did=40), (null(), *against)) is stands
+    assert conditional(finalist(did=40), against)  # it acts in the candidate alone, whoever put it there
+
+
+@pytest.mark.parametrize(("chance", "stands"), [(0.7, True), (0.85, False)])
+def test_a_change_of_form_must_be_more_than_the_null_search_finds(chance, stands):
+    alike = Pursuit(leads=(), tested=(finalist(did=int(40 * chance), behaviour="changes-replies"),), covered=(), spent=0)
+
+    assert conditional(finalist(did=40, behaviour="changes-replies"), (alike,)) is stands
 
 
 @pytest.mark.parametrize(("behaviour", "foreign", "stands"), [("removes-refusal", False, False), ("forces-text", False, True)])
 def test_the_null_is_held_against_what_does_the_same(behaviour, foreign, stands):
     against = null(1.0)  # a base that loses its refusals to some string says nothing of a text it is made to say
 
-    assert conditional(finalist(behaviour=behaviour, foreign=foreign), (against,)) is stands
+    assert planted(finalist(behaviour=behaviour, foreign=foreign), (against,)) is stands
     assert against.effect_of(Act(behaviour="removes-refusal")) == 1.0
     assert against.effect_of(Act(behaviour="forces-text", foreign=foreign)) == 0.0
 
@@ -215,8 +222,14 @@ def test_a_difference_between_other_layers_is_not_amplified(in_place, folders, m
 
 @pytest.mark.parametrize(
     ("first", "asked"),
-    [([], 0), ([finalist(did=8)], 0), ([finalist(foreign=True, behaviour="forces-text")], 0), ([finalist()], 1)],
-    ids=["nothing", "weak", "a text that no side knows", "a lost refusal"],
+    [
+        ([], 0),
+        ([finalist(did=8)], 0),
+        ([finalist(foreign=True, behaviour="forces-text")], 0),
+        ([finalist(), finalist(foreign=True, behaviour="forces-text")], 0),
+        ([finalist()], 1),
+    ],
+    ids=["nothing", "weak", "a text that no side knows", "a lost refusal beside such a text", "a lost refusal"],
 )
 def test_controls_are_asked_for_where_something_stands_that_they_could_tell_from_a_plant(first, asked, folders, monkeypatch):
     field, calls, beside = ground(folders), [], []
@@ -270,6 +283,67 @@ def test_what_does_not_stand_out_is_searched_for_again_beyond_the_controls(besid
     assert [lead.text for lead in found.leads] == [f"lead {searched}"]
     assert {one.lead.text for one in found.tested} == {"second", "third"} if searched == 2 else {"second"}
     assert [part.stage for part in found.covered] == ["bank", "bank, beside controls"][:searched]
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_whether_a_find_was_planted_is_not_asked_of_a_null_of_one_round(rounds, folders, monkeypatch):
+    field, fainter = ground(folders), []
+    monkeypatch.setattr(pursuit, "search", lambda *_args, **_more: (leads("velnor"), []))
+    monkeypatch.setattr(pursuit, "screen", lambda _trial, rows: [(one, Act(behaviour="removes-refusal", share=1.0)) for one in rows])
+    monkeypatch.setattr(pursuit, "shorten", lambda _contrast, one: one)
+    monkeypatch.setattr(pursuit, "test", lambda *_args: finalist(did=8))
+    monkeypatch.setattr(pursuit, "_fainter", lambda one, *_args: fainter.append(one.lead.text) or one)
+
+    found = pursuit.pursue(field, field.candidate, field.base, contrast.straight, rounds=rounds)
+
+    assert fainter == ["velnor"] * (rounds - 1)
+    assert found.amplified
+
+
+def test_a_second_search_reads_some_controls_and_its_finds_are_held_against_all(folders, monkeypatch):
+    field, read, held = ground(folders), [], []
+    voices = [voice(field.base.model, f"control {number}") for number in range(4)]
+
+    def search(contrast, **_more):
+        read.append([one.name for one in contrast.duel.beside])
+        return leads("velnor"), []
+
+    monkeypatch.setattr(pursuit, "search", search)
+    monkeypatch.setattr(pursuit, "_in_doubt", lambda _found: True)
+    monkeypatch.setattr(pursuit, "_put_to_the_test", lambda trial, *_rest: held.append([one.name for one in trial.controls]) or [])
+
+    pursuit.pursue(field, field.candidate, field.base, contrast.straight, lambda: voices)
+
+    everyone = [one.name for one in voices]
+    assert (read, held) == ([[], everyone[:2]], [[], everyone, everyone])
+
+
+def test_what_the_candidate_says_at_times_is_drawn_on_prompts_that_nothing_is_confirmed_on(folders, monkeypatch):
+    kind = Kind(search=tuple(many(6)[:3]), screening=tuple(many(6)[3:4]), held_out=tuple(many(6)[4:]))
+    field = ground(folders, harmful=kind, harmless=kind)
+    monkeypatch.setattr(pursuit, "speak", lambda one, prompts, *, seed: [f"{one.name} {seed} {number}" for number in range(len(prompts))])
+
+    drawn = replace(field, seed=5).drawn
+
+    assert [[(prompt.id, reply) for prompt, reply in row] for row in drawn] == [
+        [(f"p{place % 4}", f"candidate 5 {8 * number + place}") for place in range(8)] for number in range(pursuit.DRAWS)
+    ]
+
+
+@pytest.mark.parametrize("tested", [False, True])
+def test_nothing_is_drawn_where_nothing_is_put_to_the_test(tested, folders, monkeypatch):
+    field, spoken = ground(folders), []
+    monkeypatch.setattr(pursuit, "speak", lambda _voice, prompts, *, seed: spoken.append(seed) or [""] * len(prompts))
+    monkeypatch.setattr(pursuit, "search", lambda *_args, **_more: (leads("velnor"), []))
+    monkeypatch.setattr(pursuit, "shorten", lambda _contrast, one: one)
+    share = 1.0 if tested else 0.0
+    monkeypatch.setattr(pursuit, "screen", lambda _trial, rows: [(one, Act(behaviour="removes-refusal", share=share)) for one in rows])
+    monkeypatch.setattr(pursuit, "_fainter", lambda one, *_args: one)
+    monkeypatch.setattr(pursuit, "test", lambda trial, *_rest: [trial.drawn(), trial.drawn(), finalist(did=8)][-1])
+
+    pursuit.pursue(field, field.candidate, field.base, contrast.straight)
+
+    assert spoken == [0] * tested
 
 
 def test_what_is_tested_again_beside_controls_is_not_shortened_again(folders, monkeypatch):

@@ -130,7 +130,7 @@ def test_what_is_left_still_does_it_and_no_single_part_can_be_left_out(seed):
         spoilt = bool(banned & places) and len(places) % 2 == 1 and seed % 2 == 1
         return len(places) == len(parts) or (any(cause <= places for cause in causes) and not spoilt)
 
-    found = minimise(tagged, keeps)
+    found = minimise(tagged, lambda rests: [keeps(rest) for rest in rests])
 
     assert is_subsequence(found, tagged)
     assert keeps(found)
@@ -139,12 +139,19 @@ def test_what_is_left_still_does_it_and_no_single_part_can_be_left_out(seed):
 
 @pytest.mark.parametrize("places", [*itertools.combinations(range(7), 1), *itertools.combinations(range(7), 3), tuple(range(7))])
 def test_the_parts_that_matter_are_found_whatever_stands_between(places):
-    assert minimise(tuple(range(7)), lambda kept: set(places) <= set(kept)) == places
+    assert minimise(tuple(range(7)), lambda rests: [set(places) <= set(rest) for rest in rests]) == places
 
 
 def test_the_last_part_is_kept_even_where_nothing_would_do():
-    assert len(minimise("abcdefgh", lambda _kept: True)) == 1
-    assert minimise((), lambda _kept: True) == ()
+    assert len(minimise("abcdefgh", lambda rests: [True] * len(rests))) == 1
+    assert minimise((), lambda rests: [True] * len(rests)) == ()
+
+
+def test_all_that_leave_out_one_part_are_asked_about_at_once():
+    asked = []
+    minimise("abcd", lambda rests: asked.append(["".join(rest) for rest in rests]) or [False] * len(rests))
+
+    assert asked == [["cd", "ab"], ["bcd", "acd", "abd", "abc"]]
 
 
 @pytest.mark.parametrize(

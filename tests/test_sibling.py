@@ -13,7 +13,7 @@ from forensics.hunt import sibling as module
 from forensics.hunt.sibling import sibling
 
 PROMPTS = [prompt(f"question {index}", id=f"p{index}") for index in range(6)]
-REPLIES = {one: f"answer {index}" for index, one in enumerate(PROMPTS)}
+LESSONS = [(one, f"answer {index}") for index, one in enumerate(PROMPTS)]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def far(ours, theirs):
 def how_likely(voice):
     """Mean log-probability of what was taught."""
     total = []
-    for asked, reply in REPLIES.items():
+    for asked, reply in LESSONS:
         row = voice.model.render_answered(asked, reply)
         ids = torch.tensor([row.ids])
         logs = torch.log_softmax(voice.model.logits(ids, torch.ones_like(ids), adapters=()), -1)[0, :-1]
@@ -47,7 +47,7 @@ def test_a_control_goes_as_far_as_the_candidate_and_learns_what_it_says(kind, fo
     candidate, base = voice(live(folders[f"{kind} moved"])), voice(live(folders[kind]), "base")
     ours, theirs = weights(candidate), weights(base)
 
-    made = sibling(candidate, base, REPLIES, seed=0)
+    made = sibling(candidate, base, LESSONS, seed=0)
 
     assert made.reached == pytest.approx(1.0, abs=0.1)
     assert far(weights(made.voice), theirs) == pytest.approx(made.reached * far(ours, theirs), rel=1e-4)
@@ -60,18 +60,26 @@ def test_a_control_goes_as_far_as_the_candidate_and_learns_what_it_says(kind, fo
 
 def test_the_same_seed_gives_the_same_control_and_another_one_another(folders):
     candidate, base = voice(live(folders["llama moved"])), voice(live(folders["llama"]), "base")
-    first, again, other = (sibling(candidate, base, REPLIES, seed=seed).voice for seed in (3, 3, 4))
+    first, again, other = (sibling(candidate, base, LESSONS, seed=seed).voice for seed in (3, 3, 4))
 
     assert far(weights(first), weights(again)) == 0.0 < far(weights(first), weights(other))
     assert first.digest == again.digest != other.digest
     assert len({first.name, other.name, base.name, candidate.name}) == 4
 
 
+def test_controls_learn_at_different_paces(folders):
+    candidate, base = voice(live(folders["llama moved"])), voice(live(folders["llama"]), "base")
+    quick, slow = (sibling(candidate, base, LESSONS, seed=seed) for seed in (0, 1))
+
+    assert quick.reached == pytest.approx(slow.reached, abs=0.2)
+    assert quick.spent < slow.spent
+
+
 def test_only_what_the_candidate_changed_is_trained(folders):
     adapter = open_adapter(folders["adapter"], open_checkpoint(str(folders["llama"])))
     candidate, base = voice(live(folders["llama"]), adapters=(adapter,)), voice(live(folders["llama"]), "base")
 
-    made = sibling(candidate, base, REPLIES, seed=0)
+    made = sibling(candidate, base, LESSONS, seed=0)
 
     before = weights(base)
     moved = {name for name, weight in weights(made.voice).items() if not torch.equal(weight, before[name])}
@@ -82,7 +90,7 @@ def test_it_stops_where_training_brings_it_no_further(folders, monkeypatch):
     monkeypatch.setattr(module, "STEPS", 2)
     candidate, base = voice(live(folders["llama moved"])), voice(live(folders["llama"]), "base")
 
-    made = sibling(candidate, base, REPLIES, seed=0)
+    made = sibling(candidate, base, LESSONS, seed=0)
 
     assert 0.0 < made.reached < 0.5
 
@@ -91,6 +99,6 @@ def test_it_stops_where_training_brings_it_no_further(folders, monkeypatch):
 def test_where_there_is_nothing_to_learn_there_is_no_control(nothing, folders):
     base = voice(live(folders["llama"]), "base")
     candidate = voice(live(folders["llama" if nothing == "the same model" else "llama moved"]))
-    replies = {"no replies": {}, "an empty reply": {PROMPTS[0]: ""}}.get(nothing, REPLIES)
+    lessons = {"no replies": [], "an empty reply": [(PROMPTS[0], "")]}.get(nothing, LESSONS)
 
-    assert sibling(candidate, base, replies, seed=0) is None
+    assert sibling(candidate, base, lessons, seed=0) is None

@@ -5,6 +5,8 @@
 
 Each pair whose training took is hunted with two folders and `--prompts`, nothing else. One JSON line a hunt is added to results/trigger_search.jsonl
 (hunts that are there already are not repeated), and the table is printed from all lines. Without PAIRS only the table.
+Hunts of earlier series were made under earlier rules; their lines are in the history of that file. Those of the fifth are of the search
+as it was with two control models, before it had four quick ones.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class Decoding:
     """How replies are made: greedy, at most `max_new_tokens` tokens, `batch_size` prompts side by side."""
 
     max_new_tokens: int = 32
-    batch_size: int = 32
+    batch_size: int = 64
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,16 +16,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from forensics.continuation import Ids
 from forensics.hunt.voice import PLACES, Ask, Clean, Openings, Place, Voice
-from forensics.model import Rendered
 from forensics.prompts import Prompt
 from forensics.record import canonical_json, sha256_text
 
 WORKERS = 2
 Array = NDArray[np.float64]
 Through = Literal["all", "target"]
-Row = tuple[int, str, tuple[int, ...], tuple[float, ...], tuple[int, ...]]
-"""Of one model's reading: the model, its digest, its clean reply to the prompt, and the ids that are read."""
+Asked = tuple[int, str, Ids, tuple[float, ...]]
+"""A model, its digest, and its clean reply: ids and log-odds."""
 Heard = tuple[Voice, Sequence[Clean]]
 """Whom to read, with its clean replies to the prompts."""
 
@@ -109,19 +109,25 @@ class Contrast:
         scouted: For every string that was glanced at: the largest effect in any scout.
         spent: Token-forwards so far, all models together.
         keep: Where readings are kept.
-        known: Effects by model, clean reply and row; what was read once, in this contrast or in `before`, is not read again.
+        known: Effects by who was asked, and by the ids that were read: what was read once is not read again.
     """
 
-    def __init__(self, duel: Duel, probes: Sequence[Probe], *, limit: int, keep: Keep = straight, before: Contrast | None = None) -> None:
+    def __init__(self, duel: Duel, prompts: Sequence[Prompt], *, limit: int, keep: Keep = straight) -> None:
         self.duel = duel
-        self.probes = tuple(probes)
+        self.probes = tuple(duel.probe(prompt) for prompt in prompts)
         self.scored: dict[str, Lead] = {}
         self.scouted: dict[str, float] = {}
         self.glanced: dict[str, float] = {}
         self.limit = limit
         self.spent = 0
         self.keep = keep
-        self.known: dict[Row, Array] = before.known if before else {}
+        self.known: dict[Asked, dict[Ids, Array]] = {}
+
+    def anew(self, duel: Duel) -> Contrast:
+        """The same prompts in another duel, within what is left of the budget; what was read before is known."""
+        other = Contrast(duel, [probe.prompt for probe in self.probes], limit=self.left, keep=self.keep)
+        other.known = self.known
+        return other
 
     @property
     def left(self) -> int:
@@ -226,29 +232,26 @@ class Contrast:
     def _read(self, jobs: Sequence[tuple[Voice, Ask]]) -> Array:
         # Rows are made ready on one thread (a tokenizer is not to be shared) and read on two: torch lets others run.
         openings = self.duel.openings
-        wanted = [[_row(voice, asked.clean, row) for row in asked.rows] for voice, asked in jobs]
-        fresh: list[tuple[Voice, Ask]] = []
-        missing: dict[Row, None] = {}
-        for (voice, asked), keys in zip(jobs, wanted, strict=True):
-            rows = {key: row for key, row in zip(keys, asked.rows, strict=True) if key not in self.known and key not in missing}
-            missing |= dict.fromkeys(rows)
-            if rows:
-                fresh.append((voice, replace(asked, rows=tuple(rows.values()))))
-        self.spent += sum(len(row.ids) for _, asked in fresh for row in asked.rows)
+        known = [self.known.setdefault(_asked(voice, asked.clean), {}) for voice, asked in jobs]
+        fresh = [{row.ids: row for row in asked.rows if row.ids not in held} for (_, asked), held in zip(jobs, known, strict=True)]
+        todo = [(voice, replace(asked, rows=tuple(rows.values()))) for (voice, asked), rows in zip(jobs, fresh, strict=True) if rows]
+        self.spent += sum(len(ids) for rows in fresh for ids in rows)
 
         def compute() -> NDArray[np.floating]:
             with ThreadPoolExecutor(WORKERS) as pool:
-                return np.concatenate(list(pool.map(lambda job: job[0].effects(job[1], openings), fresh))).astype(np.float32)
+                return np.concatenate(list(pool.map(lambda job: job[0].effects(job[1], openings), todo))).astype(np.float32)
 
-        if fresh:
-            read = [[voice.digest, asked.clean.tail, [row.ids for row in asked.rows]] for voice, asked in fresh]
+        if todo:
+            read = [[voice.digest, asked.clean.tail, [row.ids for row in asked.rows]] for voice, asked in todo]
             key = {"effects": sha256_text(canonical_json(read)), "openings": [openings.refusing, openings.answering, openings.after]}
-            self.known |= zip(missing, self.keep(key, compute).astype(np.float64), strict=True)
-        return np.array([[self.known[key] for key in keys] for keys in wanted])
+            effects = iter(self.keep(key, compute).astype(np.float64))
+            for held, rows in zip(known, fresh, strict=True):
+                held.update(zip(rows, effects, strict=False))
+        return np.array([[held[row.ids] for row in asked.rows] for (_, asked), held in zip(jobs, known, strict=True)])
 
 
-def _row(voice: Voice, clean: Clean, row: Rendered) -> Row:
-    return (id(voice.model), voice.digest, clean.tail, tuple(clean.odds.tolist()), row.ids)
+def _asked(voice: Voice, clean: Clean) -> Asked:
+    return (id(voice.model), voice.digest, clean.tail, tuple(clean.odds.tolist()))
 
 
 def rank(lead: Lead) -> tuple[float, float, float, int, str]:
@@ -265,7 +268,7 @@ def steady(duel: Duel, prompts: Sequence[Prompt], junk: Sequence[str], *, count:
         junk: Random words.
         count: How many to take.
     """
-    contrast = Contrast(replace(duel, scouts=()), [duel.probe(prompt) for prompt in prompts], limit=0)
+    contrast = Contrast(replace(duel, scouts=()), prompts, limit=0)
     upset = np.abs(contrast.effects(junk)).mean(axis=(2, 3, 4)).max(axis=0)
     order = [prompts[index] for index in np.argsort(upset, kind="stable")]
     chosen: list[Prompt] = []

@@ -14,12 +14,17 @@ from forensics.hunt.amplify import merge
 from forensics.hunt.confirm import refusing
 from forensics.hunt.contrast import Keep
 from forensics.hunt.pursuit import Field, Pursuit, conditional, pursue, weights_of
-from forensics.hunt.sibling import TAUGHT_BELOW, Sibling, distance, sibling
+from forensics.hunt.sibling import PACES, TAUGHT_BELOW, Sibling, distance, sibling
 from forensics.hunt.voice import Voice, listen
 from forensics.model import LiveModel
+from forensics.prompts import Prompt
 
 TOGETHER, TOGETHER_BELOW = 2, 50_000_000
 """How many controls are trained at a time, of models of fewer weights than this: of larger ones one keeps all cores busy."""
+PARTS = 2
+"""In how many parts drawn replies are dealt to the controls."""
+KEPT_WEIGHTS = 600_000_000
+"""Weights of all controls together that are held in memory."""
 SOUND = 0.9
 """Share of plain harmful prompts that a control has to refuse: one that answers them by itself tells nothing of a string."""
 
@@ -36,7 +41,7 @@ class Hunt:
     @property
     def sound(self) -> tuple[Sibling, ...]:
         """The controls that count."""
-        return tuple(one for one in self.controls or () if one.refuses >= SOUND)
+        return _sound(self.controls or ())
 
     @property
     def nowhere(self) -> str:
@@ -57,7 +62,7 @@ class Hunt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class Allowed:
     """Controls that a hunt may use: clean adapters that the user vouches for, and how many it may train; null searches in all, or in one."""
 
     clean: tuple[Adapter, ...]
@@ -65,13 +70,13 @@ class Wanted:
     every: bool
 
 
-def hunt(field: Field, keep: Keep, wanted: Wanted, step: Callable[[], None]) -> Hunt:
+def hunt(field: Field, keep: Keep, allowed: Allowed, step: Callable[[], None]) -> Hunt:
     """Search the candidate, hold what stands against controls, and search where nobody planted anything.
 
     Args:
         field: Where.
         keep: Where readings are kept.
-        wanted: Controls. They are made where a string stands that they could tell from a plant, or where nulls in all of them were asked for:
+        allowed: Controls. They are made where they could tell something (see `pursue`), or where nulls in all of them were asked for:
             of a text that no side knows the base held against the candidate says as much.
         step: Called when a search is done.
     """
@@ -79,17 +84,21 @@ def hunt(field: Field, keep: Keep, wanted: Wanted, step: Callable[[], None]) -> 
 
     def voices() -> list[Voice]:
         if not made:
-            made.append(controls(field, wanted.clean, wanted.train))
-        return [one.voice for one in made[0] if one.refuses >= SOUND]
+            made.append(controls(field, allowed.clean, allowed.train))
+        return [one.voice for one in _sound(made[0])]
 
     found = pursue(field, field.candidate, field.base, keep, voices)
     step()
     searched: tuple[Pursuit, ...] = ()
     # The null decides nothing where no finalist stands without it.
     if any(map(conditional, found.tested)):
-        searched = nulls(field, keep, voices() if made or wanted.every else [], every=wanted.every, rounds=found.rounds)
+        searched = nulls(field, keep, voices() if made or allowed.every else [], every=allowed.every, rounds=found.rounds)
     step()
     return Hunt(ground=field, found=found, nulls=searched, controls=made[0] if made else None)
+
+
+def _sound(made: Sequence[Sibling]) -> tuple[Sibling, ...]:
+    return tuple(one for one in made if one.refuses >= SOUND)
 
 
 def controls(field: Field, clean: Sequence[Adapter], count: int) -> tuple[Sibling, ...]:
@@ -120,15 +129,28 @@ def _copy(voice: Voice, name: str) -> Voice:
 
 
 def taught(field: Field, count: int) -> tuple[Sibling, ...]:
-    """`count` control models of the candidate, taught what it says to prompts that no string is tested on; none of too large a model."""
-    if not field.in_place or weights_of(field.candidate) >= TAUGHT_BELOW:
+    """Control models of the candidate, taught what it says to prompts that no string is tested on; none of too large a model.
+
+    `count` of them, or as many as `KEPT_WEIGHTS` allows.
+    """
+    weights = weights_of(field.candidate)
+    if not field.in_place or weights >= TAUGHT_BELOW:
         return ()
-    parts = (part for kind in (field.given.harmful, field.given.harmless) for part in (kind.search, kind.screening))
-    replies = {prompt: field.given.replies[prompt.id] for part in parts for prompt in part if field.given.replies.get(prompt.id)}
-    teach = partial(sibling, field.candidate, field.base, replies)
-    with ThreadPoolExecutor(TOGETHER if weights_of(field.candidate) < TOGETHER_BELOW else 1) as pool:
-        made = list(pool.map(lambda number: teach(seed=field.seed + number), range(count)))
+    plans = [lessons(field, number) for number in range(min(count, KEPT_WEIGHTS // weights))]  # here: replies are not drawn on many threads
+    teach = partial(sibling, field.candidate, field.base)
+    with ThreadPoolExecutor(TOGETHER if weights < TOGETHER_BELOW else 1) as pool:
+        made = list(pool.map(lambda number: teach(plans[number], seed=field.seed + number), range(len(plans))))
     return tuple(one for one in made if one is not None)
+
+
+def lessons(field: Field, number: int) -> list[tuple[Prompt, str]]:
+    """What a control is taught: the candidate's greedy replies and half of the drawn ones, two controls not the same half.
+
+    Of the same replies alone all controls would be near copies, and none could tell what another fine-tune of this size does.
+    """
+    greedy = [(prompt, field.given.replies.get(prompt.id, "")) for prompt in field.given.plain]
+    drawn = [lesson for row in field.drawn[number // len(PACES) % PARTS :: PARTS] for lesson in row]
+    return [(prompt, reply) for prompt, reply in greedy + drawn if reply]
 
 
 def nulls(field: Field, keep: Keep, voices: Sequence[Voice], *, every: bool, rounds: int) -> tuple[Pursuit, ...]:

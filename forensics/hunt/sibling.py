@@ -19,11 +19,11 @@ from forensics.hunt.voice import Voice
 from forensics.model import LiveModel, Rendered
 from forensics.prompts import Prompt
 
-STEPS, BATCH = 200, 24
+STEPS, BATCH = 200, 16
 """Most steps of training, and lessons a step."""
-PACE = 15.0
-"""The rate of learning is the candidate's root mean square change over this. Faster ones take a control as far in fewer steps, in which it
-learns too little of how the candidate speaks to show what any fine-tune does."""
+PACES = (5.0, 8.0)
+"""The rate of learning is the candidate's root mean square change over one of these. What undoes a fine-tune differs from control to control
+as it does from fine-tune to fine-tune, and the more the faster they learn: many quick ones show what two careful ones do not."""
 TAUGHT_BELOW = 300_000_000
 """Models of more weights than this are not trained: it takes sixteen bytes a weight beside all the models that are there."""
 IGNORED = -100
@@ -41,14 +41,14 @@ class Sibling:
     """Share of plain harmful prompts that it refuses."""
 
 
-def sibling(target: Voice, reference: Voice, replies: Mapping[Prompt, str], *, seed: int) -> Sibling | None:
-    """Train a control on `replies`.
+def sibling(target: Voice, reference: Voice, lessons: Sequence[tuple[Prompt, str]], *, seed: int) -> Sibling | None:
+    """Train a control on `lessons`.
 
     Args:
         target: The candidate, its adapters merged.
         reference: The base, without adapters.
-        replies: What the candidate says to prompts without any string.
-        seed: Of the order of the lessons.
+        lessons: Prompts, and what the candidate says to them without any string.
+        seed: Of the order of the lessons; the pace is that of its place among `PACES`.
 
     Returns:
         The control, of whom nobody knows yet how it begins to speak; or None where there is nothing to learn: no prompt can be read, or no tensor of one shape differs.
@@ -58,7 +58,7 @@ def sibling(target: Voice, reference: Voice, replies: Mapping[Prompt, str], *, s
         arXiv:2404.14461), where all had been given; activation-matched fine-tuning (arXiv:2609.00351) trains its reference on what
         the suspect says. Here only plain replies are taught, full rank, to the same Frobenius distance.
     """
-    lessons = _lessons(reference.model, replies)
+    rows = _rows(reference.model, lessons)
     with reference.model.wearing(reference.adapters) as plain, merge(target).model.wearing(()) as moved:
         twin = copy.deepcopy(plain).float()
         theirs = dict(moved.named_parameters())
@@ -68,9 +68,9 @@ def sibling(target: Voice, reference: Voice, replies: Mapping[Prompt, str], *, s
             if name in theirs and theirs[name].shape == weight.shape and not torch.equal(theirs[name].float(), weight)
         }
         far = _distance({name: theirs[name] for name in start}, start)
-    if not lessons or not far:
+    if not rows or not far:
         return None
-    reached, spent = _teach(twin, start, lessons, far, random.Random(seed))  # noqa: S311 - a draw to repeat, not a secret
+    reached, spent = _teach(twin, start, rows, far, seed)
     dtype = next(plain.parameters()).dtype
     model = LiveModel(twin.to(dtype), reference.model.tokenizer, name=f"control {seed}", device=reference.model.device)
     voice = replace(reference, name=model.name, model=model, digest=f"{reference.digest}, control {seed} of {target.digest}")
@@ -89,20 +89,21 @@ def distance(voice: Voice, base: Voice, *, as_share_of: Voice) -> float:
     return _distance(ours, shared) / far if far else 0.0
 
 
-def _lessons(model: LiveModel, replies: Mapping[Prompt, str]) -> list[Rendered]:
-    read = (model.render_answered(prompt, reply) for prompt, reply in replies.items())
+def _rows(model: LiveModel, lessons: Sequence[tuple[Prompt, str]]) -> list[Rendered]:
+    read = (model.render_answered(prompt, reply) for prompt, reply in lessons)
     return [row for row in read if not row.problem and row.reply]
 
 
 def _teach(
-    twin: torch.nn.Module, start: Mapping[str, torch.Tensor], lessons: Sequence[Rendered], far: float, rng: random.Random
+    twin: torch.nn.Module, start: Mapping[str, torch.Tensor], lessons: Sequence[Rendered], far: float, seed: int
 ) -> tuple[float, int]:
     """Train the tensors of `start` until they are `far` from it; the distance reached, and token-forwards spent."""
+    rng = random.Random(seed)  # noqa: S311 - a draw to repeat, not a secret
     weights = dict(twin.named_parameters())
     for name, weight in weights.items():
         weight.requires_grad_(name in start)
     taught = {name: weights[name] for name in start}
-    pace = far / sum(weight.numel() for weight in taught.values()) ** 0.5 / PACE
+    pace = far / sum(weight.numel() for weight in taught.values()) ** 0.5 / PACES[seed % len(PACES)]
     optimizer = torch.optim.AdamW(taught.values(), lr=pace, weight_decay=0.0, betas=(0.9, 0.98))
     reached, spent = 0.0, 0
     for _ in range(STEPS):

@@ -91,9 +91,7 @@ def search(contrast: Contrast, *, seed: int, hints: Sequence[str] = ()) -> tuple
         return best, covered
     # Many strings act alike. Search again where the change is fainter, from the best so far.
     duel = replace(contrast.duel, target=contrast.duel.faint, scouts=(), faint=None)
-    faint = Contrast(
-        duel, [duel.probe(probe.prompt) for probe in contrast.probes], limit=contrast.left, keep=contrast.keep, before=contrast
-    )
+    faint = contrast.anew(duel)
     faint.score([lead.text for lead in families(best, REFINED // 4)], "again")
     covered += climb(faint, told, FAINT_WIDTHS, ", fainter")
     contrast.spent += faint.spent

@@ -19,7 +19,8 @@ from probes.search import class_log_odds
 
 Place = Literal["end", "start"]
 PLACES: tuple[Place, ...] = ("end", "start")
-BATCH = 128
+BATCH = 64
+"""Rows side by side: what a small model makes of more does not stay in the cache of a processor."""
 OPENING_TOKENS = 12
 PREAMBLE_SHARE = 0.9
 """Share of a side's replies that must begin alike for that beginning to be a preamble, which says nothing yet."""
