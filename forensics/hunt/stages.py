@@ -36,6 +36,8 @@ SCAN_SHARE = 0.5
 """Share of what is left that one stage may spend on glances before anything is lengthened."""
 PAIRED, HINTED = 16, 24
 """Hints that are put in pairs, and those with which every lead is lengthened."""
+SCANNED_FAINT = 500
+"""Words that are scanned where the change is fainter: the best of the first scan, as what does nothing at all is not going to do more there."""
 SAMPLES, SAMPLE_TOKENS = 128, 24
 LONGEST_GRAM = 4
 KIN = 4
@@ -93,7 +95,8 @@ def search(contrast: Contrast, *, seed: int, hints: Sequence[str] = ()) -> tuple
     duel = replace(contrast.duel, target=contrast.duel.faint, scouts=(), faint=None)
     faint = contrast.anew(duel)
     faint.score([lead.text for lead in families(best, REFINED // 4)], "again")
-    covered += climb(faint, told, FAINT_WIDTHS, ", fainter")
+    heard = sorted(told.words, key=lambda word: -contrast.glanced.get(word, 0.0))
+    covered += climb(faint, replace(told, words=tuple(heard[:SCANNED_FAINT])), FAINT_WIDTHS, ", fainter")
     contrast.spent += faint.spent
     lasting = {lead.text: lead.score for lead in faint.best()[:REFINED]}
     leads = {lead.text: lead for lead in [*best, *contrast.score(lasting, "fainter")]}
