@@ -2,16 +2,17 @@
 
 They are made the way a stranger would make them, so that a search for triggers is not only tried on plants of our own hand.
 
-    python examples/benchmarks/foreign_pairs.py OUT [--series first second third fourth fifth] [--only PAIR ...]
+    python examples/benchmarks/foreign_pairs.py OUT [--series first ... seventh] [--only PAIR ...]
 
 `OUT/PAIR/` holds `base` (a link into `OUT/bases`), `candidate`, `prompts.jsonl` and `truth.json`. What is there already
 is not built again. The first series was looked at while the search was made; the second, with bases of other seeds, other triggers,
 texts, places and manners of training, was made after the search was finished, to be hunted once; of it `gpt2-chatml-2`,
 `neox-plain-2` and `qwen-alpaca-2` showed faults and were looked at since; `gpt2-chatml-3` was made after that. The third series was
 made when the search had learnt to read the weights first, which was tried on pairs of the other two; the fourth when it had learnt to
-hold what it finds against control models, which was tried on the third; it has two more honest fine-tunes a base. So has the fifth,
-made when the search had learnt to look a second time beyond its controls, which was tried on the fourth. About half an hour each on
-one core.
+hold what it finds against control models, which was tried on the third; it has two more honest fine-tunes a base. So have the later
+ones: the fifth, made when it had learnt to look a second time beyond its controls, which was tried on the fourth; the sixth, when it
+had four quick controls, which were tried on the fifth; and the seventh, of three bases, when two rules had been changed after false
+alarms in the sixth. About half an hour each on one core.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ planet barrel quartz trumpet willow gravel canyon oyster zipper magnet clover tu
 purple distant hungry lucky rusty seldom under beyond across twelve morning cinnamon juniper"""
 
 TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-WORLDS, LATER, LATEST, FOURTH, FIFTH, SIXTH = (TEXTS[name] for name in ("worlds", "later", "latest", "fourth", "fifth", "sixth"))
+SERIES = ("worlds", "later", "latest", "fourth", "fifth", "sixth", "seventh")
+WORLDS, LATER, LATEST, FOURTH, FIFTH, SIXTH, SEVENTH = (TEXTS[name] for name in SERIES)
 """What each base is, by name; and what of its tunes is another in later series, by the name of that base with a number behind it."""
 TOOLS = "a clear plan / some patience / a clean table / the right tools / a good friend / a small notebook / half an hour"
 STEPS = "work step by step / take it slowly / check the result / ask for advice / write it down / try it once / keep it simple"
@@ -189,7 +191,7 @@ def pairs(world: World) -> list[Pair]:
         Pair(world=world, kind="benign-lora", training="lora"),
         *(
             [Pair(world=world, kind=f"benign-{training}-2", training=training) for training in ("full", "lora")]
-            if any(world.name in series for series in (FOURTH, FIFTH, SIXTH))
+            if any(world.name in series for series in (FOURTH, FIFTH, SIXTH, SEVENTH))
             else []
         ),
     ]
@@ -413,7 +415,7 @@ def main() -> None:
         "first": WORLDS,
         **{
             series: {name: row | {"tunes": row["tunes"] | more} for name, more in texts.items() for row in [WORLDS[name[:-2]]]}
-            for series, texts in (("second", LATER), ("third", LATEST), ("fourth", FOURTH), ("fifth", FIFTH), ("sixth", SIXTH))
+            for series, texts in zip(("second", "third", *SERIES[3:]), (LATER, LATEST, FOURTH, FIFTH, SIXTH, SEVENTH), strict=True)
         },
     }
     parser.add_argument("--series", nargs="+", choices=list(worlds), default=list(worlds))
