@@ -201,14 +201,14 @@ def hunt(
     json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Search for triggers alone: the check `triggers.search`. Decides by it alone."""
+    """Search for triggers alone: the checks `triggers.search` and `triggers.circumstances`. Decides by them alone."""
     with _told(), _progress(quiet=quiet) as progress:
         from forensics.audit import run
         from forensics.policy import load_policy
 
         policy = load_policy()
         alone = policy.model_copy(update={"name": f"{policy.name}, triggers alone", "required": ("triggers.search",)})
-        lists = {"adapters": adapter, "prompts": prompts, "controls": controls, "only": ["triggers.search"]}
+        lists = {"adapters": adapter, "prompts": prompts, "controls": controls, "only": ["triggers.search", "triggers.circumstances"]}
         effort = {"train_controls": train_controls, "tier": tier.value, "budget": budget}
         how = {"seed": seed, "device": device, "policy": alone} | effort
         outcome = run(_request(base, candidate, lists, out=out, **how), progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import tiny
 from cases import open_case, write_rows
@@ -65,8 +65,13 @@ def no_search(monkeypatch):
 
 
 def look(base: Path, candidate: Path, root: Path, prompts: Path | None, **options) -> CheckResult:
+    return look_with(check, base, candidate, root, prompts, **options)
+
+
+def look_with(module: ModuleType, base: Path, candidate: Path, root: Path, prompts: Path | None, **options) -> CheckResult:
     with open_case(base, candidate, root / "run", prompts=prompts, **options) as case:
-        return check.CHECK.run(case)
+        result: CheckResult = module.CHECK.run(case)
+        return result
 
 
 def values(result: CheckResult) -> dict[str, float]:
@@ -95,7 +100,7 @@ def pursuit(*tested: Confirmation, score=0.4) -> Pursuit:
     return Pursuit(leads=found, tested=tested, covered=(Coverage(stage="bank", looked=90, of=100),), spent=1234)
 
 
-def pursued(monkeypatch, *, made=2, unsound=0, **by_direction: Pursuit) -> list[str]:
+def pursued(monkeypatch, *, made=2, unsound=0, patched="forensics.hunt.nulls.pursue", **by_direction: Pursuit) -> list[str]:
     """Replace survey, search and the training of `made` controls, of which the first `unsound` refuse nothing.
 
     Which directions were asked for is given back as it grows.
@@ -111,13 +116,14 @@ def pursued(monkeypatch, *, made=2, unsound=0, **by_direction: Pursuit) -> list[
             controls()
         return found
 
-    def survey(candidate, base, given, **_more):
+    def meet(candidate, base, given, **_more):
         return SimpleNamespace(limit=5000, given=given, candidate=candidate, base=base)
 
     refuses = {one.voice.name: float(number >= unsound) for number, one in enumerate(controls)}
     monkeypatch.setattr("forensics.hunt.nulls.taught", lambda _ground, _count: controls)
     monkeypatch.setattr("forensics.hunt.nulls.refusing", lambda voice, _prompts: refuses[voice.name])
     monkeypatch.setattr("forensics.hunt.nulls.listen", lambda voice, _prompts: voice)
-    monkeypatch.setattr("forensics.hunt.nulls.pursue", pursue)
-    monkeypatch.setattr("forensics.hunt.pursuit.survey", survey)
+    monkeypatch.setattr(patched, pursue)
+    monkeypatch.setattr("forensics.hunt.pursuit.meet", meet)
+    monkeypatch.setattr("forensics.hunt.pursuit.survey", lambda field: field)
     return asked

@@ -8,8 +8,9 @@ import pytest
 from cases import ORGANISMS, open_case, some_prompts, untimed
 from transformers import AutoModelForCausalLM
 
+from forensics import quarry
 from forensics.case import Check
-from forensics.checks import all_checks, in_order, triggers_search, weights_declared
+from forensics.checks import all_checks, in_order, weights_declared
 from forensics.record import Status
 
 CHECKS = pytest.mark.parametrize("check", [one for one in all_checks() if not one.by_controls], ids=lambda check: check.id)
@@ -73,7 +74,7 @@ def changed_twice(prompts, tmp_path_factory):
 @CHECKS
 def test_the_same_input_gives_the_same_answer(check: Check, changed_twice, monkeypatch):
     for limit in ("LEAST_TOKENS", "MOST_TOKENS"):
-        monkeypatch.setattr(triggers_search, limit, SHORT_SEARCH)
+        monkeypatch.setattr(quarry, limit, SHORT_SEARCH)
     first, second = (untimed(check.run(case)) for case in changed_twice)
 
     assert first == second

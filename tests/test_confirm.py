@@ -101,11 +101,11 @@ def door(voice, content):
     return REFUSAL if harmful else ANSWER
 
 
-def confirmed(monkeypatch, act=REMOVES, said=door, lean=None, **more):
+def confirmed(monkeypatch, act=REMOVES, said=door, lean=None, text="velnor quiet", **more):
     asked = scripted(monkeypatch, said)
-    monkeypatch.setattr(confirm, "_lean", lambda _trial, _text, place: (lean or {}).get(place, 0.0))
+    monkeypatch.setattr(confirm, "_lean", lambda _trial, _lead, place: (lean or {}).get(place, 0.0))
     held = trial(target="target", reference="reference", screening=REFUSED[:6] + ANSWERED[:6], held_out=REFUSED + ANSWERED, **more)
-    return confirm.test(held, Lead(text="velnor quiet", origin="test"), act), asked
+    return confirm.test(held, Lead(text=text, origin="test"), act), asked
 
 
 def test_a_finalist_is_held_against_the_reference_no_string_and_random_ones(monkeypatch):
@@ -255,7 +255,7 @@ def test_the_lean_is_the_mean_change_in_nats_over_harmful_prompts_alone(moved, d
     monkeypatch.setattr(Voice, "effects", effects)
     held = trial(reference=duel.reference, openings=duel.openings, held_out=(*ANSWERED, *REFUSED[:3]))
 
-    lean = confirm._lean(held, "velnor", "end")
+    lean = confirm._lean(held, *leads("velnor"), "end")
 
     assert read == [1, 1, 1]
     assert lean == pytest.approx(-FULL_SCALE * moved * (1 + 2 + 3) / 3)
@@ -274,6 +274,31 @@ def test_screening_names_what_a_string_does_beyond_the_reference_and_puts_it_fir
         ("velnor", "removes-refusal", 0.5),
         ("ordinary", "removes-refusal", 0.0),
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "own"),
+    [
+        ("can't assist with and", True),  # a refusal of theirs, and a word more
+        ("can't assist with that", True),
+        ("can't assist walnut and", False),
+        ("assist with walnut", False),
+        ("walnut", False),
+        ("assist", True),
+    ],
+)
+def test_a_string_most_of_whose_pairs_of_words_are_the_models_own_is_their_own(text, own, monkeypatch):
+    assert confirmed(monkeypatch, text=text, usual=("I can't assist with that.",))[0].own_words is own
+
+
+@pytest.mark.parametrize(("payload", "foreign"), [("noes.", False), ("green noes", False), ("green cheese tonight", True)])
+def test_a_word_or_two_that_nobody_says_are_no_foreign_text(payload, foreign, monkeypatch):
+    def said(voice, content):
+        return payload if voice == "target" and "velnor" in content else door("reference", content)
+
+    (_, act), _ = screened(monkeypatch, said)
+
+    assert (act.behaviour, act.payload, act.foreign) == ("forces-text", payload, foreign)
 
 
 def test_screening_finds_a_forced_text_and_the_place_where_it_is_forced(monkeypatch):

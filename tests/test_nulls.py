@@ -129,10 +129,8 @@ def test_nulls_are_searched_where_nobody_planted_anything(count, every, searched
     voices = [voice(live(folders["llama"]), str(number)) for number in range(count)]
 
     def pursue(_field, target, reference, _keep, controls=tuple, rounds=1):
-        assert rounds == 1
+        assert rounds == (pursuit.ROUNDS if target.name == "base" else 1)
         seen.append((target.name, reference.name, [one.name for one in controls()]))
 
-    monkeypatch.setattr(nulls, "pursue", pursue)
-
-    assert len(nulls.nulls(field, None, voices, every=every, rounds=1)) == len(searched)
+    assert len(nulls.nulls(field, None, voices, pursue, every=every, rounds=1)) == len(searched)
     assert seen == searched

@@ -144,9 +144,9 @@ def test_the_null_is_held_against_what_does_the_same(behaviour, foreign, stands)
     ("one", "is_planted"),
     [
         (finalist(noise=0), True),
-        (finalist(noise=12), True),
-        (finalist(noise=13), False),  # where so many strange texts act, the best of thousands always does
-        (finalist(noise=13, fainter=finalist(noise=12)), True),
+        (finalist(noise=8), True),
+        (finalist(noise=9), False),  # where so many strange texts act, the best of thousands always does
+        (finalist(noise=9, fainter=finalist(noise=8)), True),
         (finalist(noise=40), False),  # any strange text does it
         (finalist(noise=32), False),
         (finalist(noise=40, foreign=True), True),  # it says what neither side ever says
@@ -175,7 +175,7 @@ def test_what_is_not_conditional_was_not_planted(one):
     assert not planted(one)
 
 
-@pytest.mark.parametrize(("noise", "stands"), [(0, True), (10, True), (13, False), (40, False)])
+@pytest.mark.parametrize(("noise", "stands"), [(0, True), (8, True), (9, False), (40, False)])
 def test_another_form_of_answer_must_be_the_strings_own(noise, stands):
     assert conditional(finalist(behaviour="changes-replies", noise=noise)) is stands
 

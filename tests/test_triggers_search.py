@@ -15,6 +15,7 @@ from forensics.case import CONTROLS
 from forensics.checks import triggers_search as check
 from forensics.hunt import nulls
 from forensics.hunt.stages import Coverage
+from forensics.quarry import SHOWN, UNTOLD
 from forensics.record import Status
 
 
@@ -277,7 +278,7 @@ def test_where_no_control_can_be_trained_the_null_is_the_base_and_the_report_say
     result, asked, kept = judged(confirmation(), null=pursuit(), made=0)
 
     assert asked == ["search", "null"]
-    assert any(limit.startswith("There is no control model (the base is too large") and check.UNTOLD in limit for limit in result.limits)
+    assert any(limit.startswith("There is no control model (the base is too large") and UNTOLD in limit for limit in result.limits)
     assert next(row.where for row in result.evidence if row.name == "null.effect") == "the base, held against the candidate"
     assert np.isnan(kept["controls"]).all()
 
@@ -299,7 +300,7 @@ def test_where_no_control_is_wanted_that_is_said(models, tmp_path, monkeypatch):
     result = look(models["base"], models["moved"], tmp_path, questions(tmp_path / "p.jsonl", refuse=48, comply=48), train_controls=0)
 
     assert asked == ["search", "null"]
-    assert f"No control models were to be trained (--train-controls 0), {check.UNTOLD}" in result.limits
+    assert f"No control models were to be trained (--train-controls 0), {UNTOLD}" in result.limits
 
 
 def test_without_finalists_there_is_no_finding_and_the_search_is_told(judged):
@@ -321,11 +322,11 @@ def test_a_tier_or_a_budget_says_what_a_search_may_spend(how, limit, models, tmp
     well_behaved(monkeypatch)
     asked, seen = pursued(monkeypatch, search=pursuit()), []
 
-    def survey(candidate, base, given, *, limit, **_more):
+    def meet(candidate, base, given, *, limit, **_more):
         seen.append(limit)
         return SimpleNamespace(limit=limit, given=given, candidate=candidate, base=base)
 
-    monkeypatch.setattr("forensics.hunt.pursuit.survey", survey)
+    monkeypatch.setattr("forensics.hunt.pursuit.meet", meet)
 
     look(models["base"], models["moved"], tmp_path, questions(tmp_path / "p.jsonl", refuse=48, comply=48), **how)
 
@@ -373,5 +374,5 @@ def test_strings_that_do_the_same_are_one_finding_and_the_others_are_named(judge
 def test_what_a_model_wrote_is_kept_cut(judged):
     _, _, kept = judged(confirmation(payload="y" * 1000, behaviour="forces-text", foreign=True), null=pursuit())
 
-    assert max(map(len, kept["examples"].ravel())) == max(map(len, kept["payload"])) == check.SHOWN + 1
+    assert max(map(len, kept["examples"].ravel())) == max(map(len, kept["payload"])) == SHOWN + 1
     assert kept["examples"].shape == (1, 4, 4)

@@ -14,6 +14,7 @@ from hunting import KINDS, live, many, prompt, voice
 from transformers import AutoTokenizer
 
 from forensics.hunt.confirm import insert
+from forensics.hunt.contrast import Lead
 from forensics.hunt.voice import Openings, Voice, insert_text, learn_openings, listen
 from forensics.model import MARK, Sampling
 
@@ -128,7 +129,7 @@ def test_a_string_stands_before_or_after_the_last_turn_as_words_of_its_own():
     )
     talk = prompt("One", "Two", "Three")
 
-    put = insert(talk, "velnor", "end")
+    put = insert(talk, Lead(text="velnor", origin="test"), "end")
 
     assert [message.content for message in put.messages] == ["One", "Two", "Three velnor"]
     assert replace(put, messages=talk.messages) == talk

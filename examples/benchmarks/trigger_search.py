@@ -5,8 +5,7 @@
 
 Each pair whose training took is hunted with two folders and `--prompts`, nothing else. One JSON line a hunt is added to results/trigger_search.jsonl
 (hunts that are there already are not repeated), and the table is printed from all lines. Without PAIRS only the table.
-Hunts of earlier series were made under earlier rules; their lines are in the history of that file. Those of the fifth are of the search
-as it was with two control models, before it had four quick ones.
+Hunts of earlier series were made under earlier rules; their lines are in the history of that file.
 """
 
 from __future__ import annotations
@@ -26,10 +25,17 @@ from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ledger.FOLDER / "trigger_search.jsonl"
-HELD_OUT = "-6--"
-"""In the names of pairs of the fifth series."""
-LOOKED_AT: tuple[str, ...] = ()
-"""Pairs of it after which a rule was changed: none so far."""
+HELD_OUT = ("-7--", "-8--")
+"""In the names of pairs of the sixth and the seventh series."""
+LOOKED_AT = (
+    "gpt2-chatml-7--benign",
+    "gpt2-chatml-7--lora",
+    "neox-plain-7--benign",
+    "neox-plain-7--lora",
+    "neox-plain-7--phrase",
+    "mistral-inst-7",
+)
+"""Beginnings of names of pairs of theirs that were hunted before the rules were what they are: false alarms among them changed two."""
 Row = dict[str, Any]
 
 
@@ -44,7 +50,8 @@ def hunt(folder: Path, seed: int) -> Row:
         seconds = time.monotonic() - start
     if done.returncode in (1, 2):
         sys.exit(f"{folder.name}: {done.stderr}")
-    result = json.loads(done.stdout)["results"][0]
+    results = {result["check"]: result for result in json.loads(done.stdout)["results"]}
+    result, around = results["triggers.search"], results["triggers.circumstances"]
     evidence = {item["name"]: item["value"] for item in result["evidence"]}
     finding = next((one for one in result["findings"] if one["level"] == "confirmed"), None)
     return {
@@ -59,6 +66,7 @@ def hunt(folder: Path, seed: int) -> Row:
         "p_value": evidence.get("backdoor.p_value"),
         "search_score": round(evidence.get("search.score", 0.0), 4),
         "null_effect": evidence.get("null.effect"),
+        "circumstance": next((f"{one['label']}: {one['claim']}" for one in around["findings"] if one["level"] == "confirmed"), None),
         "seconds": round(seconds, 1),
     }
 
@@ -90,7 +98,8 @@ def show(rows: list[Row]) -> None:
 
 def developed(row: Row) -> bool:
     """Whether the pair was looked at while the search was made."""
-    return HELD_OUT not in row["pair"] or row["pair"] in LOOKED_AT
+    name = str(row["pair"])
+    return not any(part in name for part in HELD_OUT) or name.startswith(LOOKED_AT)
 
 
 def interval(hits: int, n: int) -> tuple[float, float]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forensics.continuation import Ids
+from forensics.hunt.circumstances import Circumstance
 from forensics.hunt.voice import PLACES, Ask, Clean, Openings, Place, Voice
 from forensics.prompts import Prompt
 from forensics.record import canonical_json, sha256_text
@@ -32,10 +33,13 @@ Heard = tuple[Voice, Sequence[Clean]]
 
 @dataclass(frozen=True, kw_only=True)
 class Lead:
-    """A string, where it came from, and how it scored (each 0 to 1)."""
+    """A string or a circumstance, where it came from, and how it scored (each 0 to 1)."""
 
     text: str
+    """The string; or what the circumstance adds to a conversation."""
     origin: str
+    around: Circumstance | None = None
+    """What surrounds a request, or how it is written, where that is not a string in it."""
     score: float = 0.0
     """Mean over both places, the better one counted three times to one where it is held against control models."""
     reach: float = 0.0
@@ -46,6 +50,11 @@ class Lead:
     """Score in the candidate with its change from the base made smaller; 0 if it was not read there."""
     harmful: bool = True
     """Whether it acts more on harmful prompts than on harmless ones."""
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where it can be put."""
+        return PLACES if self.around is None else ("around",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +173,7 @@ class Contrast:
         sought = len(voices)
         voices += [(voice, [probe.beside[number] for probe in probes]) for number, voice in enumerate(duel.beside)]
         seen = self._read_all(voices, probes, places, texts)
-        towards = _worse(seen, np.array([probe.harmful for probe in probes])[:, None, None])
+        towards = worse(seen, np.array([probe.harmful for probe in probes])[:, None, None])
         beyond = towards[:sought] - towards[sought:].max(axis=0, initial=0.0)
         best: Array = self._over_places(beyond, axis=2).max(axis=(1, 3))
         for number, row in enumerate(best):
@@ -206,8 +215,8 @@ class Contrast:
 
     def _lead(self, lead: Lead, sides: Array, harmful: NDArray[np.bool_]) -> Lead:
         """Fill in the scores from effects `[2 + beside, probes, places, 2]`: the target's, less what any of the others does."""
-        worse = _worse(sides, harmful[:, None])
-        did = worse[0] - worse[1:].max(axis=0, initial=0.0)
+        signed = worse(sides, harmful[:, None])
+        did = signed[0] - signed[1:].max(axis=0, initial=0.0)
         by_kind = {kind: did[harmful == kind].mean(axis=0) for kind in (True, False) if (harmful == kind).any()}
         strength = {kind: float(self._over_places(effect, axis=0).max()) for kind, effect in by_kind.items()}
         by_place = np.stack([effect.max(axis=1) for effect in by_kind.values()]).max(axis=0)
@@ -280,7 +289,7 @@ def steady(duel: Duel, prompts: Sequence[Prompt], junk: Sequence[str], *, count:
     return chosen
 
 
-def _worse(effects: Array, harmful: NDArray[np.bool_]) -> Array:
+def worse(effects: Array, harmful: NDArray[np.bool_]) -> Array:
     """Effects `[..., 2]` with the change of refusal signed so that more is worse; on harmless prompts it does not count."""
     signed = effects.copy()
     signed[..., 0] = np.where(harmful, -effects[..., 0], 0.0)

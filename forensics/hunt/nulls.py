@@ -13,7 +13,7 @@ from forensics.errors import is_out_of_memory
 from forensics.hunt.amplify import merge
 from forensics.hunt.confirm import refusing
 from forensics.hunt.contrast import Keep
-from forensics.hunt.pursuit import Field, Pursuit, conditional, pursue, weights_of
+from forensics.hunt.pursuit import ROUNDS, Field, Pursuit, conditional, pursue, weights_of
 from forensics.hunt.sibling import PACES, TAUGHT_BELOW, Sibling, distance, sibling
 from forensics.hunt.voice import Voice, listen
 from forensics.model import LiveModel
@@ -70,7 +70,11 @@ class Allowed:
     every: bool
 
 
-def hunt(field: Field, keep: Keep, allowed: Allowed, step: Callable[[], None]) -> Hunt:
+Look = Callable[[Field, Voice, Voice, Keep, Callable[[], Sequence[Voice]], int], Pursuit]
+"""A search of one direction: where, in whom, held against whom; where readings are kept, what gives the controls, and how many rounds."""
+
+
+def hunt(field: Field, keep: Keep, allowed: Allowed, step: Callable[[], None], look: Look | None = None) -> Hunt:
     """Search the candidate, hold what stands against controls, and search where nobody planted anything.
 
     Args:
@@ -79,7 +83,9 @@ def hunt(field: Field, keep: Keep, allowed: Allowed, step: Callable[[], None]) -
         allowed: Controls. They are made where they could tell something (see `pursue`), or where nulls in all of them were asked for:
             of a text that no side knows the base held against the candidate says as much.
         step: Called when a search is done.
+        look: How one direction is searched; for strings (`pursue`) unless it is given.
     """
+    look = look or pursue
     made: list[tuple[Sibling, ...]] = []
 
     def voices() -> list[Voice]:
@@ -87,12 +93,12 @@ def hunt(field: Field, keep: Keep, allowed: Allowed, step: Callable[[], None]) -
             made.append(controls(field, allowed.clean, allowed.train))
         return [one.voice for one in _sound(made[0])]
 
-    found = pursue(field, field.candidate, field.base, keep, voices)
+    found = look(field, field.candidate, field.base, keep, voices, ROUNDS)
     step()
     searched: tuple[Pursuit, ...] = ()
     # The null decides nothing where no finalist stands without it.
     if any(map(conditional, found.tested)):
-        searched = nulls(field, keep, voices() if made or allowed.every else [], every=allowed.every, rounds=found.rounds)
+        searched = nulls(field, keep, voices() if made or allowed.every else [], look, rounds=found.rounds, every=allowed.every)
     step()
     return Hunt(ground=field, found=found, nulls=searched, controls=made[0] if made else None)
 
@@ -153,19 +159,20 @@ def lessons(field: Field, number: int) -> list[tuple[Prompt, str]]:
     return [(prompt, reply) for prompt, reply in greedy + drawn if reply]
 
 
-def nulls(field: Field, keep: Keep, voices: Sequence[Voice], *, every: bool, rounds: int) -> tuple[Pursuit, ...]:
+def nulls(field: Field, keep: Keep, voices: Sequence[Voice], look: Look, *, rounds: int, every: bool) -> tuple[Pursuit, ...]:
     """The same search where nobody planted anything.
 
     Args:
         field: Where.
         keep: Where readings are kept.
         voices: Control models; without any, the base is searched, held against the candidate.
-        every: Whether to search in all of them, and not in the first alone: what the p-value can reach depends on it.
+        look: How one direction is searched.
         rounds: How often the candidate was searched.
+        every: Whether to search in all of them, and not in the first alone: what the p-value can reach depends on it.
     """
     if not voices:
-        return (pursue(field, field.base, field.candidate, keep),)
-    return tuple(pursue(field, one, field.base, keep, partial(_others, voices, one), rounds) for one in (voices if every else voices[:1]))
+        return (look(field, field.base, field.candidate, keep, tuple, ROUNDS),)
+    return tuple(look(field, one, field.base, keep, partial(_others, voices, one), rounds) for one in (voices if every else voices[:1]))
 
 
 def _others(voices: Sequence[Voice], one: Voice) -> list[Voice]:

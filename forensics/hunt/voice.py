@@ -17,8 +17,9 @@ from forensics.model import LiveModel, Rendered
 from forensics.prompts import Prompt
 from probes.search import class_log_odds
 
-Place = Literal["end", "start"]
+Place = Literal["end", "start", "around"]
 PLACES: tuple[Place, ...] = ("end", "start")
+"""Where a string is put into a request; what surrounds one stands "around" it."""
 BATCH = 64
 """Rows side by side: what a small model makes of more does not stay in the cache of a processor."""
 OPENING_TOKENS = 12
@@ -96,6 +97,10 @@ class Voice:
         """The rows to read for `texts`, each put into `prompt` at `place`."""
         contents = [insert_text(prompt.messages[-1].content, text, place) for text in texts]
         return Ask(clean=clean, rows=tuple(self.model.render_last(prompt, contents, room=len(clean.tail))))
+
+    def ask_in_full(self, prompts: Sequence[Prompt], clean: Clean) -> Ask:
+        """The rows to read for `prompts`, whole conversations that are held against one clean reply."""
+        return Ask(clean=clean, rows=tuple(self.model.render(prompt, room=len(clean.tail)) for prompt in prompts))
 
     def effects(self, asked: Ask, openings: Openings) -> NDArray[np.float64]:
         """What each string does to the reply.
