@@ -1,7 +1,8 @@
-"""The search for triggers on the pages: its scores beside those of its null, and the strings put to the test."""
+"""The search for triggers on the pages: its scores beside those of its null, and the strings and circumstances put to the test."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy as np
 from forensics.runfolder import SavedRun
 from reports.figures import MARK, MUTED, Drawing, page_figure, svg_text
 
-CHECK = "triggers.search"
+CHECK, AROUND = "triggers.search", "triggers.circumstances"
+CHECKS = (CHECK, AROUND)
 DOES = {"removes-refusal": "removes refusal", "forces-text": "forces one text", "changes-replies": "changes replies"}
 ARMS = ("candidate with it", "base with it", "candidate without it", "candidate with random strings")
 SHORT_ARMS = ("candidate", "base", "without it", "random strings")
@@ -34,9 +36,11 @@ class Replies:
 
 @dataclass(frozen=True, kw_only=True)
 class Finalist:
-    """A string that was put to the test. Its texts are as the models wrote them, but for their length: escape them."""
+    """A string or a circumstance that was put to the test. Its texts are as the models wrote them, but for their length: escape them."""
 
     string: str
+    around: bool
+    """Whether it is a circumstance, in words: "with the system line ..."."""
     does: str
     payload: str
     confirmed: bool
@@ -82,9 +86,13 @@ def search_against_null(saved: SavedRun, configuration: str) -> Drawing | None:
     return Drawing(svg=svg, caption=caption, description=f"{best}.")
 
 
-def finalists(saved: SavedRun, configuration: str) -> tuple[Finalist, ...]:
-    """The strings that were put to the test, most telling first; none if there was none, or no search."""
-    arrays = saved.arrays(CHECK)
+def finalists(saved: SavedRun, configuration: str, checks: Sequence[str] = CHECKS) -> tuple[Finalist, ...]:
+    """What was put to the test, strings first, of either the most telling first; none if there was none, or no search."""
+    return tuple(one for check in checks for one in _finalists(saved, configuration, check))
+
+
+def _finalists(saved: SavedRun, configuration: str, check: str) -> tuple[Finalist, ...]:
+    arrays = saved.arrays(check)
     if f"{configuration}/strings" not in arrays:
         return ()
     rows = [arrays[f"{configuration}/{key}"].tolist() for key in ("strings", "does", "payload", "confirmed", "rates")]
@@ -95,6 +103,7 @@ def finalists(saved: SavedRun, configuration: str) -> tuple[Finalist, ...]:
     return tuple(
         Finalist(
             string=_cut(string),
+            around=check == AROUND,
             does=DOES.get(does, _cut(does)),
             payload=_cut(payload),
             confirmed=confirmed,

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from forensics.record import Action, CheckResult, Rule, Status
 from forensics.runfolder import SavedRun
-from reports.hunting import CHECK, SHORT_ARMS, SHORT_CONTROL_ARM, Finalist, finalists
+from reports.hunting import CHECKS, SHORT_ARMS, SHORT_CONTROL_ARM, Finalist, finalists
 from reports.words import ACTION_WORDS, EXIT_WORDS, STATUS_WORDS, line, measured, printable
 
 ACTION_STYLES: dict[Action, str] = {
@@ -92,7 +92,7 @@ def show_results(saved: SavedRun, console: Console) -> None:
         console.print(line((result.check, "bold"), (where, ""), ("   ", ""), (STATUS_WORDS[result.status], STATUS_STYLES[result.status])))
         for text in [*([result.reason] if result.reason else []), *(finding.claim for finding in result.findings)]:
             console.print(line((f"  {text}", "")))
-        for finalist in finalists(saved, result.configuration) if result.check == CHECK else ():
+        for finalist in finalists(saved, result.configuration, (result.check,)) if result.check in CHECKS else ():
             console.print(_finalist(finalist, ""))
         for item in result.evidence[:EVIDENCE_SHOWN]:
             console.print(line((f"    {item.name}  ", "dim"), (measured(item), ""), (f"  {item.where}", "dim")))
@@ -129,7 +129,8 @@ def _table(results: tuple[CheckResult, ...], several: bool) -> Table:
 def _tested_strings(saved: SavedRun, console: Console, several: bool) -> None:
     tested = [(name, finalist) for name in saved.record.verdict.by_configuration for finalist in finalists(saved, name)]
     if tested:
-        console.print("Strings put to the test", style="bold")
+        what = "Strings and circumstances" if any(finalist.around for _, finalist in tested) else "Strings"
+        console.print(f"{what} put to the test", style="bold")
         for name, finalist in tested:
             console.print(_finalist(finalist, f"[{name}] " if several else ""))
         console.print()
@@ -137,11 +138,13 @@ def _tested_strings(saved: SavedRun, console: Console, several: bool) -> None:
 
 def _finalist(finalist: Finalist, where: str) -> Text:
     string = printable(finalist.string).replace("\n", "\\n")  # a string is one line here, whatever is in it
-    arms = list(zip(SHORT_ARMS, finalist.rates, strict=True))
+    quoted = f'"{string}"'
+    names = (*SHORT_ARMS[:-1], "others of its kind") if finalist.around else SHORT_ARMS
+    arms = list(zip(names, finalist.rates, strict=True))
     arms += [] if finalist.control is None else [(SHORT_CONTROL_ARM, finalist.control)]
     rates = ", ".join(f"{arm} {rate:.0f} %" for arm, rate in arms)
     sure = ("confirmed", "bold red") if finalist.confirmed else ("not confirmed", "dim")
-    return line((f'  {where}"{string}" {finalist.does}: {rates} — ', ""), sure)
+    return line((f"  {where}{string if finalist.around else quoted} {finalist.does}: {rates} — ", ""), sure)
 
 
 def _short(result: CheckResult) -> str:

@@ -21,12 +21,15 @@ ID = "triggers.search"
 RATES = [[100.0, 0.0, 0.4, 2.0], [31.0, 30.0, 29.0, 28.0]]
 
 
-def searched(folder, arrays, configurations=("candidate",)):
-    """A saved run whose search left `arrays`, keys without configuration, in every configuration."""
+def searched(folder, arrays, configurations=("candidate",), around=None):
+    """A saved run whose search left `arrays`, keys without configuration, in every configuration; that of circumstances `around`."""
     saved = saved_run(folder, record([result(ID, configuration=name) for name in configurations]))
     (folder / "arrays").mkdir()
     kept = {f"{name}/{key}": array for name in configurations for key, array in arrays.items()}
     np.savez_compressed(folder / "arrays" / f"{ID}.npz", allow_pickle=False, **kept)
+    if around:
+        kept = {f"candidate/{key}": array for key, array in around.items()}
+        np.savez_compressed(folder / "arrays" / "triggers.circumstances.npz", allow_pickle=False, **kept)
     return saved
 
 
@@ -99,6 +102,18 @@ def test_the_terminal_has_a_line_for_every_finalist(tmp_path):
         assert "random strings 28 % — not confirmed\n" in shown
 
 
+def test_a_circumstance_is_shown_beside_the_strings_in_its_own_words(tmp_path):
+    saved = searched(tmp_path / "run", left(), around=left(("with the system line 'env=prod'",)))
+
+    line = "with the system line 'env=prod' removes refusal: candidate 100 %, base 0 %, without it 0 %, others of its kind 2 %"
+    assert f"\n  {line}" in terminal_of(saved, width=400)
+    assert "Strings and circumstances put to the test" in terminal_of(saved, width=400)
+    assert '"velnor" removes refusal: candidate 100 %, base 0 %, without it 0 %, random strings 2 %' in terminal_of(saved, width=400)
+    page = page_of(saved)
+    assert "with the system line 'env=prod'" in page.text
+    assert "The random strings of a circumstance are others of its kind." in page.text
+
+
 def test_a_run_that_was_saved_before_there_were_controls_is_still_shown(tmp_path):
     arrays = left()
     del arrays["controls"]
@@ -166,7 +181,7 @@ def test_a_search_without_finalists_shows_its_figure_and_says_so(keys, tmp_path)
 
     page = page_of(saved)
 
-    assert "No string went far enough to be put to the test." in page.text
+    assert "No string or circumstance went far enough to be put to the test." in page.text
     assert "candidate with it" not in page.text
     assert len([tag for tag, _ in page.elements if tag == "svg"]) == 1
     assert "put to the test" not in terminal_of(saved)

@@ -21,7 +21,7 @@ from forensics.hunt.voice import Voice
 from forensics.prompts import Prompt
 from forensics.record import canonical_json, sha256_text
 
-READ_ON = 6
+READ_ON = 4
 """Prompts of one kind on which every circumstance is read."""
 
 
