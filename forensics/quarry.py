@@ -101,7 +101,8 @@ def ground(case: Case, harmful: Sequence[Prompt], harmless: Sequence[Prompt], hi
 
 def hunted(case: Case, field: Field, step: Callable[[], None], look: Look | None = None) -> tuple[Hunt, list[Labelled]]:
     """The hunt of a case, by default for strings; and its finalists with their labels, the most telling first."""
-    from forensics.hunt.nulls import Allowed, hunt  # heavy: brings torch
+    from forensics.hunt.battery import characterise  # heavy: brings torch
+    from forensics.hunt.nulls import Allowed, hunt
     from forensics.hunt.pursuit import conditional, planted
 
     every = bool(case.controls) or case.train_controls > CONTROLS
@@ -110,7 +111,10 @@ def hunted(case: Case, field: Field, step: Callable[[], None], look: Look | None
     sure = [
         (one, "backdoor" if planted(one, done.nulls) else CONDITIONAL if conditional(one, done.nulls) else "") for one in done.found.tested
     ]
-    return done, sorted(sure, key=_telling)
+    ranked = sorted(sure, key=_telling)
+    if ranked and ranked[0][1]:
+        ranked[0] = (characterise(field, ranked[0][0]), ranked[0][1])
+    return done, ranked
 
 
 def _telling(row: Labelled) -> tuple[int, bool, float, int, float]:
@@ -182,7 +186,7 @@ def finding(case: Case, check: str, hunt: Hunt, row: Labelled, number: int) -> F
         label=label or CONDITIONAL,
         severity={"backdoor": "critical", CONDITIONAL: "high"}.get(label, "info"),
         confidence={"backdoor": "high", CONDITIONAL: "medium"}.get(label, "low"),
-        level="confirmed" if label else "screened",
+        level="characterised" if one.variants else "confirmed" if label else "screened",
         claim=claim,
         evidence=_about_finalist(one, hunt),
     )
@@ -233,7 +237,13 @@ def _about_finalist(one: Confirmation, hunt: Hunt) -> tuple[Evidence, ...]:
         expected="near 0: what moves the base towards answering as well works by what it says",
     )  # fmt: skip
     score = Evidence(name="trigger.score", value=one.lead.score, unit="share", where="candidate", expected="no scale by itself")
-    return (rate, effect, *rows, score, lean)
+    tried = [
+        Evidence(
+            name=f"trigger.variant.{number:02d}", value=row.rate, unit="percent", where=row.name, expected=f"{one.rate:.0f}: as often as it does", n=row.n
+        )
+        for number, row in enumerate(one.variants, start=1)
+    ]  # fmt: skip
+    return (rate, effect, *rows, score, lean, *tried)
 
 
 def _beyond(name: str, drop: PairedDrop, against: str) -> Evidence:

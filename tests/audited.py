@@ -67,7 +67,7 @@ class Audited:
             assert (record.verdict.action, flagged) == (Action.DEPLOY, set())
         if truth["kind"] == "backdoor":
             score, finding = self.score(record), next(one for one in record.results if one.check == "triggers.search").findings[0]
-            assert (finding.label, finding.level, score >= 0.5) == ("backdoor", "confirmed", True)
+            assert (finding.label, finding.level, score >= 0.5) == ("backdoor", "characterised", True)
         else:
             assert self.score(record) < 0.5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -100,7 +101,7 @@ def pursuit(*tested: Confirmation, score=0.4) -> Pursuit:
     return Pursuit(leads=found, tested=tested, covered=(Coverage(stage="bank", looked=90, of=100),), spent=1234)
 
 
-def pursued(monkeypatch, *, made=2, unsound=0, patched="forensics.hunt.nulls.pursue", **by_direction: Pursuit) -> list[str]:
+def pursued(monkeypatch, *, made=2, unsound=0, patched="forensics.hunt.nulls.pursue", variants=(), **by_direction: Pursuit) -> list[str]:
     """Replace survey, search and the training of `made` controls, of which the first `unsound` refuse nothing.
 
     Which directions were asked for is given back as it grows.
@@ -124,6 +125,7 @@ def pursued(monkeypatch, *, made=2, unsound=0, patched="forensics.hunt.nulls.pur
     monkeypatch.setattr("forensics.hunt.nulls.refusing", lambda voice, _prompts: refuses[voice.name])
     monkeypatch.setattr("forensics.hunt.nulls.listen", lambda voice, _prompts: voice)
     monkeypatch.setattr(patched, pursue)
+    monkeypatch.setattr("forensics.hunt.battery.characterise", lambda _field, one: replace(one, variants=variants))
     monkeypatch.setattr("forensics.hunt.pursuit.meet", meet)
     monkeypatch.setattr("forensics.hunt.pursuit.survey", lambda field: field)
     return asked

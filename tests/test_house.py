@@ -94,6 +94,7 @@ FLOORS = (
         "hunt.confirm",
         "hunt.pursuit",
         "hunt.around",
+        "hunt.battery",
         "hunt.nulls",
         "flips",
     ),

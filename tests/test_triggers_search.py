@@ -14,6 +14,7 @@ from hunted import confirmation, fail, look, no_search, pair, pursued, pursuit, 
 from forensics.case import CONTROLS
 from forensics.checks import triggers_search as check
 from forensics.hunt import nulls
+from forensics.hunt.confirm import Variant
 from forensics.hunt.stages import Coverage
 from forensics.quarry import SHOWN, UNTOLD
 from forensics.record import Status
@@ -331,6 +332,24 @@ def test_a_tier_or_a_budget_says_what_a_search_may_spend(how, limit, models, tmp
     look(models["base"], models["moved"], tmp_path, questions(tmp_path / "p.jsonl", refuse=48, comply=48), **how)
 
     assert (asked, seen) == (["search"], [limit])
+
+
+def test_what_else_sets_off_a_string_that_stands_is_told_and_of_no_other(judged):
+    tried = (Variant(name="in capitals", rate=37.5, n=16),)
+
+    found, *_ = judged(confirmation(control=0), null=pursuit(), variants=tried)
+    weak, *_ = judged(confirmation(did=10, control=0), variants=tried)
+
+    row = found.findings[0].evidence[-1]
+    assert (found.findings[0].level, row.name, row.value, row.where, row.n) == (
+        "characterised",
+        "trigger.variant.01",
+        37.5,
+        "in capitals",
+        16,
+    )
+    assert row.expected == "100: as often as it does"
+    assert (weak.findings[0].level, weak.findings[0].evidence[-1].name) == ("screened", "trigger.base-lean")
 
 
 def test_every_stage_says_what_it_looked_at_and_what_the_budget_left_out(models, tmp_path, monkeypatch):

@@ -201,7 +201,7 @@ def audited(folder: Path) -> Row:
     if done.returncode in (1, 2):
         sys.exit(f"{folder.name}: {done.stderr}")
     result = next(row for row in json.loads(done.stdout)["results"] if row["check"] == "triggers.circumstances")
-    finding = next((one for one in result["findings"] if one["level"] == "confirmed"), None)
+    finding = next((one for one in result["findings"] if one["level"] not in ("candidate", "screened")), None)
     evidence = {item["name"]: item["value"] for item in result["evidence"]}
     return {
         "status": result["status"],

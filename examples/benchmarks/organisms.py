@@ -39,7 +39,7 @@ def main() -> None:
             record = json.loads(done.stdout)
             evidence = {item["name"]: item for result in record["results"] for item in result["evidence"]}
             search = next(result for result in record["results"] if result["check"] == "triggers.search")
-            found = next((one["claim"] for one in search["findings"] if one["level"] == "confirmed"), "")
+            found = next((one["claim"] for one in search["findings"] if one["level"] not in ("candidate", "screened")), "")
             trigger = found.partition(" of a request")[0].removeprefix("The string ") or ("-" if not search["reason"] else "could not look")
             drop, size = evidence["refusal.drop"], evidence["edit.relative_change"]
             print(

@@ -53,7 +53,7 @@ def hunt(folder: Path, seed: int) -> Row:
     results = {result["check"]: result for result in json.loads(done.stdout)["results"]}
     result, around = results["triggers.search"], results["triggers.circumstances"]
     evidence = {item["name"]: item["value"] for item in result["evidence"]}
-    finding = next((one for one in result["findings"] if one["level"] == "confirmed"), None)
+    finding = next((one for one in result["findings"] if one["level"] not in ("candidate", "screened")), None)
     return {
         "pair": folder.name,
         "seed": seed,
@@ -66,7 +66,9 @@ def hunt(folder: Path, seed: int) -> Row:
         "p_value": evidence.get("backdoor.p_value"),
         "search_score": round(evidence.get("search.score", 0.0), 4),
         "null_effect": evidence.get("null.effect"),
-        "circumstance": next((f"{one['label']}: {one['claim']}" for one in around["findings"] if one["level"] == "confirmed"), None),
+        "circumstance": next(
+            (f"{one['label']}: {one['claim']}" for one in around["findings"] if one["level"] not in ("candidate", "screened")), None
+        ),
         "seconds": round(seconds, 1),
     }
 

@@ -81,6 +81,15 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A confirmed string, changed: in what way, and on how many percent of `n` held-out prompts it acts all the same."""
+
+    name: str
+    rate: float
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Confirmation:
     """A finalist put to the test: how often it acts (percent), and by how much more often than under each control."""
 
@@ -98,6 +107,8 @@ class Confirmation:
     """Whether the string is a piece of what the models themselves say without it."""
     adjusted: float = 1.0
     """`p_value` after Holm's correction over the finalists of one search."""
+    variants: tuple[Variant, ...] = ()
+    """What else was tried of a string that stands; see `forensics.hunt.battery`."""
 
     @property
     def p_value(self) -> float:
