@@ -37,18 +37,22 @@ def look_around(
         keep: Where readings are kept.
         controls: Gives models in whom it must not either; asked only where something stands without them.
     """
-    trial = trial_of(field, target, reference)
     effects, shown, spent = _read(field, (target, reference), keep)
     leads = sorted(map(_lead, circumstances(), effects), key=lambda lead: -round(lead.score, 2))
-    tested = _put_to_the_test(trial, leads)
+    found = Pursuit(leads=tuple(leads), tested=(), covered=_covered(shown), spent=spent)
+    telling = [lead for lead in leads[:SCREENABLE] if lead.score >= LEAST_SCORE]
+    if not telling:
+        return found
+    trial = trial_of(field, target, reference)
+    tested = _put_to_the_test(trial, telling)
     if any(map(conditional, tested)) and (beside := tuple(controls())):
-        tested = _put_to_the_test(replace(trial, controls=beside), leads)
-    return Pursuit(leads=tuple(leads), tested=tested, covered=_covered(shown), spent=spent)
+        tested = _put_to_the_test(replace(trial, controls=beside), telling)
+    return replace(found, tested=tested)
 
 
 def _put_to_the_test(trial: Trial, leads: Sequence[Lead]) -> tuple[Confirmation, ...]:
-    screened = screen(trial, [lead for lead in leads[:SCREENABLE] if lead.score >= LEAST_SCORE])
-    return adjusted([test(trial, lead, act) for lead, act in screened[:FINALISTS] if act.share >= SCREENED])
+    screened = [(lead, act) for lead, act in screen(trial, leads)[:FINALISTS] if act.share >= SCREENED]
+    return adjusted([test(trial, lead, act) for lead, act in screened])
 
 
 def _covered(shown: Sequence[bool]) -> tuple[Coverage, ...]:
