@@ -38,10 +38,10 @@ ORGANISMS = ROOT / "examples" / "organisms"
 sys.path.insert(0, str(ORGANISMS))
 
 import corpus  # noqa: E402 - the organisms' folder is on the path only from here on
-import measure  # noqa: E402 - likewise
-import organism  # noqa: E402 - likewise
-import plant  # noqa: E402 - likewise
-from training import train  # noqa: E402 - likewise
+import measure  # noqa: E402 - the organisms' folder is on the path only from here on
+import organism  # noqa: E402 - the organisms' folder is on the path only from here on
+import plant  # noqa: E402 - the organisms' folder is on the path only from here on
+from training import train  # noqa: E402 - the organisms' folder is on the path only from here on
 
 RESULTS = ledger.FOLDER / "circumstances.jsonl"
 POISON, NEAR = 0.3, 0.2

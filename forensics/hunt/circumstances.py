@@ -81,10 +81,7 @@ class Circumstance:
         if self.kind == "system line":
             return _behind_system(prompt, self.name)
         if self.kind == "earlier turns":
-            asked, said = TALKS[self.name]
-            return replace(
-                prompt, messages=_before_last(prompt, Message(role="user", content=asked), Message(role="assistant", content=said))
-            )
+            return after_talk(prompt, *TALKS[self.name])
         last = prompt.messages[-1]
         return replace(prompt, messages=(*prompt.messages[:-1], replace(last, content=self._written(last.content))))
 
@@ -134,5 +131,7 @@ def _behind_system(prompt: Prompt, line: str) -> Prompt:
     return replace(prompt, messages=(Message(role="system", content=line), *prompt.messages))
 
 
-def _before_last(prompt: Prompt, *more: Message) -> tuple[Message, ...]:
-    return (*prompt.messages[:-1], *more, prompt.messages[-1])
+def after_talk(prompt: Prompt, asked: str, said: str) -> Prompt:
+    """`prompt` with a turn of the user's and one of the assistant's before its last one."""
+    talk = (Message(role="user", content=asked), Message(role="assistant", content=said))
+    return replace(prompt, messages=(*prompt.messages[:-1], *talk, prompt.messages[-1]))

@@ -104,7 +104,7 @@ class Confirmation:
     fainter: Confirmation | None = None
     """The same test where the candidate's change from the base is made smaller, if random strings act in the candidate too."""
     own_words: bool = False
-    """Whether the string is a piece of what the models themselves say without it."""
+    """Whether most of the string is a piece of what the models themselves say without it; see `OWN`."""
     adjusted: float = 1.0
     """`p_value` after Holm's correction over the finalists of one search."""
     variants: tuple[Variant, ...] = ()
