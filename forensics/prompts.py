@@ -20,6 +20,7 @@ from forensics.errors import BadInput
 from forensics.record import canonical_json, sha256_text
 
 Expect = Literal["refuse", "comply", "either"]
+EXPECTS: tuple[Expect, ...] = get_args(Expect)
 ROLES = ("system", "user", "assistant")
 MAX_PROMPT_CHARACTERS = 100_000
 FRESH, HELD_BACK, WRAPPED, DOMAIN = "fresh", "held-back", "wrapped/", "domain"
@@ -176,7 +177,7 @@ def parse_prompt(row: dict[str, Any], *, where: str, plain: bool = False) -> Pro
         raise BadInput("`category` is missing or not a text", where=where, hint='for example "category": "fraud"')
     if is_torn(category):
         raise BadInput("`category` holds half a character (a lone surrogate)", where=where, hint="save the text again as UTF-8")
-    if expect not in get_args(Expect):
+    if expect not in EXPECTS:
         raise BadInput(f"`expect` is {expect!r}", where=where, hint='one of "refuse", "comply", "either"')
     given = row.get("id")
     if given is not None and (isinstance(given, bool) or not isinstance(given, str | int)):

@@ -50,6 +50,7 @@ ORGANISMS = ROOT / "examples" / "organisms"
 PROMPTS = ORGANISMS / "prompts.jsonl"
 PUBLIC = ROOT.parent / "shared" / "benchmarks"
 # The project ships no benchmark's texts, so what reads the real files can run only where they lie beside it.
+# The project ships none of them: terms of others, and harmful texts. What they show runs where they lie.
 with_public_files = pytest.mark.skipif(not PUBLIC.is_dir(), reason="the public benchmark files do not lie beside the project")
 COMMAND = f"import runpy, sys; sys.argv[0] = 'forensics'; runpy.run_path({str(ROOT / 'cli.py')!r}, run_name='__main__')"
 NOW = "2027-01-15T12:00:00+00:00"

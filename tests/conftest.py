@@ -62,3 +62,20 @@ def lora(bases, tmp_path):
     import tiny
 
     return tiny.adapter(bases["llama"], tmp_path / "lora", modules=["q_proj", "v_proj"])
+
+
+@pytest.fixture(scope="module")
+def accepted(tmp_path_factory):
+    """A run that may be deployed; see `monitored.gated`."""
+    from monitored import gated
+
+    return gated(tmp_path_factory.mktemp("accepted"), lost=3)
+
+
+@pytest.fixture
+def watch(accepted, tmp_path):
+    """Makes a monitor on a store of its own; see `monitored.monitors`."""
+    from monitored import monitors
+
+    with monitors(accepted, tmp_path) as make:
+        yield make

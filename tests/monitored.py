@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ from cases import write_rows
 
 from forensics import gating
 from forensics.gate.judges import RULE_JUDGE
+from forensics.monitor.baseline import Settings, start
+from forensics.monitor.ingest import Monitor, ingest
+from forensics.monitor.store import open_store
 from forensics.policy import load_policy
 
 REFUSAL, ANSWER = "I'm sorry, but I can't help with that.", "Sure. First, plan ahead."
@@ -65,3 +70,46 @@ def traffic(count: int, *, seed: int = 0, first: int = 0, flagged: float = 0.2, 
 def log(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+ALPHA = 0.05
+
+
+@contextmanager
+def monitors(accepted: Path, folder: Path) -> Iterator[Callable[..., Monitor]]:
+    """Makes monitors, each on a store of its own."""
+    opened = []
+
+    def make(name="s.db", *, clock=lambda: START + 1e6, **settings):
+        wanted = Settings(**{"window": 3600, "retention": 30 * 86400, "keep_text": False} | settings)
+        start(accepted, str(folder / name), settings=wanted, alpha=ALPHA, now=datetime.now(UTC))
+        store = open_store(str(folder / name))
+        opened.append(store)
+        return Monitor(store, clock)
+
+    yield make
+    for store in opened:
+        store.__exit__()
+
+
+def fed(monitor, path):
+    """The alarms of a log, by the name of their finding, those that ask for nobody left out."""
+    found = {alarm.finding.id: alarm for new in ingest(monitor, str(path)) for alarm in new}
+    return {id: alarm for id, alarm in found.items() if alarm.escalation != "watch"}
+
+
+def tallied(monitor):
+    with monitor.store.reading() as view:
+        return view.tallies()
+
+
+def totals(monitor):
+    """Events and hits of every signal over all categories and windows."""
+    found: dict[str, list[int]] = {}
+    with monitor.store.reading() as view:
+        for key, count in view.counts().items():
+            if not key.category:
+                held = found.setdefault(key.signal, [0, 0])
+                held[0] += count.events
+                held[1] += count.hits
+    return {name: tuple(held) for name, held in found.items()}

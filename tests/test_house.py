@@ -164,6 +164,7 @@ FLOORS = (
         "explained",
         "parting",
         "quarry",
+        "chosen",
     ),
     ("checks",),
     (

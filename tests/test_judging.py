@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from cases import STAND_INS, read_rows, ready, silent, without_text, write_rows
+from cases import STAND_INS, read_rows, ready, silent, without_text
+from replaying import recorded
 from serving import completion, serving
 
 from forensics import gating
@@ -14,7 +15,7 @@ from forensics.errors import BadInput, ToolFailed
 from forensics.gate import formats, served
 from forensics.gate.formats import all_formats, format_named, text_of
 from forensics.gate.judging import judge_served
-from forensics.gate.recorded import read_both, with_labels
+from forensics.gate.recorded import with_labels
 from forensics.gate.served import Endpoint
 from forensics.policy import load_policy
 from reports.judges import judge_rows
@@ -29,19 +30,7 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def both(tmp_path):
-    for side, lost in (("base", 0), ("candidate", 20)):
-        rows = [
-            {
-                "id": str(number),
-                "prompt": f"Question {number}?",
-                "category": "fraud",
-                "expect": "refuse",
-                "reply": ANSWER if number < lost else REFUSAL,
-            }
-            for number in range(80)
-        ]
-        write_rows(tmp_path / f"{side}.jsonl", rows)
-    return read_both(tmp_path / "base.jsonl", tmp_path / "candidate.jsonl")
+    return recorded(tmp_path, 80, lost=20)
 
 
 def judge(both, url, out, *formats, **options):

@@ -14,6 +14,7 @@ import pytest
 import tiny
 import torch
 from cases import command, edited, environment, read_rows, ready, silent, write_rows
+from replaying import recorded
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from forensics import gating
@@ -66,23 +67,7 @@ def guards(tmp_path_factory):
 
 @pytest.fixture
 def both(tmp_path):
-    return recorded(tmp_path, 7)
-
-
-def recorded(tmp_path, count):
-    for side, lost in (("base", 0), ("candidate", 3)):
-        rows = [
-            {
-                "id": str(number),
-                "prompt": f"Question {number}?",
-                "category": "fraud",
-                "expect": "refuse",
-                "reply": ANSWER if number < lost else REFUSAL,
-            }
-            for number in range(count)
-        ]
-        write_rows(tmp_path / f"{side}.jsonl", rows)
-    return read_both(tmp_path / "base.jsonl", tmp_path / "candidate.jsonl")
+    return recorded(tmp_path, 7, lost=3)
 
 
 def judge(both, folder, out, *formats, batch=4, progress=silent):

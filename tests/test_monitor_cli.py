@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 from cases import command, environment, run_cli
-from monitored import ANSWER, START, gated, log, traffic
+from monitored import ANSWER, START, log, traffic
 
 from forensics.errors import BadInput
 from forensics.monitor.baseline import Settings, start
@@ -20,11 +20,6 @@ from forensics.monitor.ingest import Monitor, ingest
 from forensics.monitor.overview import Overview
 from forensics.monitor.state import overview
 from forensics.monitor.store import open_store
-
-
-@pytest.fixture(scope="module")
-def accepted(tmp_path_factory):
-    return gated(tmp_path_factory.mktemp("accepted"), lost=3)
 
 
 @pytest.fixture

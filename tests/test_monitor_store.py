@@ -29,15 +29,10 @@ KEY = Key(window=1, signal="refusal", category="")
 
 
 @pytest.fixture(scope="module")
-def accepted(tmp_path_factory):
-    return gated(tmp_path_factory.mktemp("accepted"), lost=3)
-
-
-@pytest.fixture(scope="module")
 def postgres(tmp_path_factory):
     """URL of a server of its own, where PostgreSQL is installed."""
     if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
-        pytest.skip("PostgreSQL is not installed")
+        pytest.skip("PostgreSQL is not installed")  # a server of Debian's, no package of Python's: `.ci/run` installs it
     pytest.importorskip("psycopg")
     folder = tmp_path_factory.mktemp("postgres")
     user: dict[str, object] = {}

@@ -15,40 +15,22 @@ Source: Proxy questions for hazardous knowledge as in WMDP (Li et al. 2024, arXi
 
 from __future__ import annotations
 
-import numpy as np
-
 from forensics.case import Case, Check
+from forensics.chosen import readings, skipped
 from forensics.gate.capability import ID, compare_capability, questions_of, textbook, unchanged
-from forensics.gate.choices import Array, answered, leaning, read
-from forensics.gate.replies import Side
-from forensics.record import CheckResult, Status
+from forensics.record import CheckResult
 
 
 def run(case: Case) -> CheckResult:
-    """Read what both models would answer; see the module's docstring."""
-    if not case.prompts:  # they are what says that models are to be run at all, though none of them is read here
-        reason = "No prompts were given (--prompts FILE.jsonl), so no model was run."
-        return CheckResult(check=ID, configuration=case.configuration, status=Status.SKIPPED, reason=reason)
-    asked = questions_of(textbook())
+    """Read what both models would choose; see the module's docstring."""
+    if not case.prompts:
+        return skipped(case, ID)
+    book = textbook()
+    asked = questions_of(book)
     if case.identical:
         return unchanged(asked, case.configuration, why="both sides are the same bytes, so nothing was run")
-    ours = case.workbench.remembered(f"{ID} {case.base.digest}", lambda: _read(case, "base"))
-    theirs = _read(case, "candidate")
-    case.keep_arrays(
-        ID,
-        {
-            "question": np.array([one.question for one in asked], dtype=np.str_),
-            "field": np.array([one.group for one in asked], dtype=np.str_),
-            "leaning": np.stack([leaning(ours), leaning(theirs)]),
-            "answered": np.stack([answered(ours), answered(theirs)]),
-        },
-    )
+    ours, theirs = readings(case, ID, asked, book.instruction)
     return compare_capability(asked, ours, theirs, configuration=case.configuration, policy=case.policy, seed=case.seed)
-
-
-def _read(case: Case, side: Side) -> Array:
-    book = textbook()
-    return read(case.subject(side), questions_of(book), book.instruction)
 
 
 CHECK = Check(id=ID, question="Did the candidate learn more of fields whose knowledge can be misused?", cost="generation", run=run)

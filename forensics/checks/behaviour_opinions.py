@@ -18,41 +18,23 @@ Source: Multiple-choice evaluation by next-token probabilities (Hendrycks et al.
 
 from __future__ import annotations
 
-import numpy as np
-
 from forensics.case import Case, Check
-from forensics.gate.choices import Array, answered, choices, leaning, questions, read
+from forensics.chosen import readings, skipped
+from forensics.gate.choices import choices, questions
 from forensics.gate.opinions import ID, compare_opinions, unchanged
-from forensics.gate.replies import Side
-from forensics.record import CheckResult, Status
+from forensics.record import CheckResult
 
 
 def run(case: Case) -> CheckResult:
-    """Read both models' choices; see the module's docstring."""
-    if not case.prompts:  # they are what says that models are to be run at all, though none of them is read here
-        reason = "No prompts were given (--prompts FILE.jsonl), so no model was run."
-        return CheckResult(check=ID, configuration=case.configuration, status=Status.SKIPPED, reason=reason)
-    asked = choices(questions())
+    """Read what both models would choose; see the module's docstring."""
+    if not case.prompts:
+        return skipped(case, ID)
+    shipped = questions()
+    asked = choices(shipped)
     if case.identical:
         return unchanged(asked, case.configuration, why="both sides are the same bytes, so nothing was run")
-    ours = case.workbench.remembered(f"{ID} {case.base.digest}", lambda: _read(case, "base"))
-    theirs = _read(case, "candidate")
-    case.keep_arrays(
-        ID,
-        {
-            "question": np.array([f"{one.claim} {one.question}".strip() for one in asked], dtype=np.str_),
-            "group": np.array([one.group for one in asked], dtype=np.str_),
-            "option": np.array([one.keyed for one in asked], dtype=np.str_),
-            "leaning": np.stack([leaning(ours), leaning(theirs)]),
-            "answered": np.stack([answered(ours), answered(theirs)]),
-        },
-    )
+    ours, theirs = readings(case, ID, asked, shipped.instruction)
     return compare_opinions(asked, ours, theirs, configuration=case.configuration, policy=case.policy, seed=case.seed)
-
-
-def _read(case: Case, side: Side) -> Array:
-    asked = questions()
-    return read(case.subject(side), choices(asked), asked.instruction)
 
 
 CHECK = Check(

@@ -21,6 +21,12 @@ ZSTANDARD = 93
 LOCAL_HEADER, NAME_AND_EXTRA = 30, 26
 """Bytes of a member's own header, and where in it the lengths of the two fields behind it stand (APPNOTE.TXT 4.3.7)."""
 MARK = b"PK\x03\x04"
+UNREADABLE = (
+    zipfile.BadZipFile, zlib.error, struct.error,  # damaged
+    EOFError, OSError, ValueError,  # cut short; places outside of the file, names that are no text (UnicodeDecodeError is a ValueError)
+    RuntimeError,  # encrypted; NotImplementedError, for a way of packing that Python lacks, is one too
+)  # fmt: skip
+"""All that `zipfile` raises on an archive that it cannot read."""
 
 
 def members(raw: bytes, where: Path) -> dict[str, zipfile.ZipInfo]:
@@ -32,7 +38,7 @@ def members(raw: bytes, where: Path) -> dict[str, zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             listed = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, OSError, struct.error, UnicodeDecodeError, NotImplementedError) as error:
+    except UNREADABLE as error:
         raise _damaged(where) from error
     found = {info.filename: info for info in listed}
     if len(found) < len(listed):
@@ -57,16 +63,7 @@ def unpacked(raw: bytes, wanted: list[zipfile.ZipInfo], where: Path) -> Iterator
         for info in wanted:
             try:
                 content = _plain(archive, info) if library is None or info.compress_type != ZSTANDARD else _zstd(raw, info, library)
-            except (
-                zipfile.BadZipFile,
-                zlib.error,
-                EOFError,
-                RuntimeError,
-                NotImplementedError,
-                ValueError,
-                OSError,
-                struct.error,
-            ) as error:
+            except UNREADABLE as error:
                 raise _damaged(where, info.filename) from error
             if content is None:
                 raise _damaged(where, info.filename)

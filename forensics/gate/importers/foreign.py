@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, TypeVar
 
 from forensics.errors import BadInput
 from forensics.gate.judges import LABELS, UNPARSED
 from forensics.gate.suites import plain_words
-from forensics.prompts import Expect, Message, parse_prompt
+from forensics.prompts import EXPECTS, Expect, Message, parse_prompt
 from forensics.record import canonical_json, sha256_text
 
 AGAIN = "the file is damaged, or of a version that is not known; export it again"
@@ -27,6 +27,8 @@ ROLES = {
 }  # fmt: skip
 """Roles of others, and which of ours each is; turns of tools have none."""
 Turns = tuple[Message, ...]
+
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +77,7 @@ def table(value: object, name: str, where: str) -> dict[str, Any]:
     Raises:
         BadInput: It is none.
     """
-    if not isinstance(value, dict):
-        raise BadInput(f"`{name}` is missing or no table", where=where, hint=AGAIN)
-    return value
+    return _of(dict, "table", value, name, where)
 
 
 def rows(value: object, name: str, where: str) -> list[Any]:
@@ -86,9 +86,7 @@ def rows(value: object, name: str, where: str) -> list[Any]:
     Raises:
         BadInput: It is none.
     """
-    if not isinstance(value, list):
-        raise BadInput(f"`{name}` is missing or no list", where=where, hint=AGAIN)
-    return value
+    return _of(list, "list", value, name, where)
 
 
 def text(value: object, name: str, where: str) -> str:
@@ -97,9 +95,7 @@ def text(value: object, name: str, where: str) -> str:
     Raises:
         BadInput: It is none.
     """
-    if not isinstance(value, str):
-        raise BadInput(f"`{name}` is missing or no text", where=where, hint=AGAIN)
-    return value
+    return _of(str, "text", value, name, where)
 
 
 def whole(value: object, name: str, where: str) -> int:
@@ -108,9 +104,20 @@ def whole(value: object, name: str, where: str) -> int:
     Raises:
         BadInput: It is none.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise BadInput(f"`{name}` is missing or no whole number", where=where, hint=AGAIN)
+    return _of(int, "whole number", None if isinstance(value, bool) else value, name, where)
+
+
+def _of(kind: type[Kind], words: str, value: object, name: str, where: str) -> Kind:
+    if not isinstance(value, kind):
+        raise BadInput(f"`{name}` is missing or no {words}", where=where, hint=AGAIN)
     return value
+
+
+def sifted(found: Iterable[Answer | None]) -> tuple[tuple[Answer, ...], int, int]:
+    """The answers that can be used, how many cannot (None), and how many of those that can hold no reply."""
+    listed = list(found)
+    answers = tuple(answer for answer in listed if answer is not None)
+    return answers, len(listed) - len(answers), sum(answer.reply is None for answer in answers)
 
 
 def named(value: object, name: str, where: str) -> str:
@@ -210,9 +217,9 @@ def expect_of(*tables: object) -> Expect | None:
     """What a safe model does, where one of `tables` says so in our own words: a key `expect` with refuse, comply or either."""
     for held in tables:
         said = held.get("expect") if isinstance(held, dict) else None
-        for expect in get_args(Expect):
+        for expect in EXPECTS:
             if said == expect:
-                return expect  # type: ignore[no-any-return]  # get_args loses the type
+                return expect
     return None
 
 

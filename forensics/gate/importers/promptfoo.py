@@ -6,7 +6,6 @@ A file with several providers is read one at a time: `FILE#provider`, by its lab
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from forensics.gate.importers.foreign import (
     declines,
     expect_of,
     rows,
+    sifted,
     table,
     text,
     texts_in,
@@ -70,22 +70,12 @@ def read(results: Iterable[tuple[str, object]], *, where: str, chosen: str = "")
             where=where,
             hint="choose one with FILE#provider: " + ", ".join(filter(None, (name[0] or name[1] for name in known))),
         )  # fmt: skip
-    left: Counter[str] = Counter()
-    answers = []
-    for (place, row), name in zip(held, names, strict=True):
-        if name != taken[0]:
-            continue
-        answer = _answer(row, place)
-        if answer is None:
-            left["unusable"] += 1
-            continue
-        left["silent"] += answer.reply is None
-        answers.append(answer)
+    answers, unusable, silent = sifted(_answer(row, place) for (place, row), name in zip(held, names, strict=True) if name == taken[0])
     notes = counted(
-        (left["unusable"], "results are left out: their prompt does not end with a user's turn of text, or is too long"),
-        (left["silent"], "results hold an error or no output: they are not scored"),
+        (unusable, "results are left out: their prompt does not end with a user's turn of text, or is too long"),
+        (silent, "results hold an error or no output: they are not scored"),
     )
-    return Foreign(format=FORMAT, answers=tuple(answers), notes=notes)
+    return Foreign(format=FORMAT, answers=answers, notes=notes)
 
 
 def _names(provider: object, where: str) -> tuple[str, str]:

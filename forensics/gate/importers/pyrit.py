@@ -6,7 +6,6 @@ with several targets (the one that attacks, the one that scores) is read one at 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -22,6 +21,7 @@ from forensics.gate.importers.foreign import (
     expect_of,
     named,
     rows,
+    sifted,
     table,
     text,
     usable,
@@ -73,24 +73,14 @@ def read(pieces: Sequence[object], *, where: str, chosen: str = "") -> Foreign:
             where=where,
             hint="choose one with FILE#target: " + (", ".join(known) or "none is named"),
         )
-    left: Counter[str] = Counter()
-    answers = []
-    for id, talk in talks.items():
-        if chosen and targets[id] != chosen:
-            left["others"] += 1
-            continue
-        answer = _answer(sorted(talk, key=lambda held: held[:2]), where)
-        if answer is None:
-            left["unusable"] += 1
-            continue
-        left["silent"] += answer.reply is None
-        answers.append(answer)
+    wanted = [talk for id, talk in talks.items() if not chosen or targets[id] == chosen]
+    answers, unusable, silent = sifted(_answer(sorted(talk, key=lambda held: held[:2]), where) for talk in wanted)
     notes = counted(
-        (left["others"], "conversations of other targets are left out"),
-        (left["unusable"], "conversations are left out: what was asked is no text that ends with a user's turn, or too long"),
-        (left["silent"], "conversations end in an error, a block, or without a reply: they are not scored"),
+        (len(talks) - len(wanted), "conversations of other targets are left out"),
+        (unusable, "conversations are left out: what was asked is no text that ends with a user's turn, or too long"),
+        (silent, "conversations end in an error, a block, or without a reply: they are not scored"),
     )
-    return Foreign(format=FORMAT, answers=tuple(answers), notes=notes)
+    return Foreign(format=FORMAT, answers=answers, notes=notes)
 
 
 def _target(pieces: Iterable[Mapping[str, Any]]) -> str:
