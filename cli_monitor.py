@@ -64,8 +64,9 @@ def ingest(
 ) -> None:
     """Count what is new in a log. What was read is known: the same command goes on, also after a kill."""
     from forensics.errors import BadInput
-    from forensics.monitor.ingest import Monitor, ingest_following, ingest_stream, write_aside
-    from forensics.monitor.ingest import ingest as read
+    from forensics.monitor.ingest import Monitor
+    from forensics.monitor.intake import ingest as read
+    from forensics.monitor.intake import ingest_following, ingest_stream, write_aside
     from forensics.monitor.store import open_store
     from reports.words import printable
 

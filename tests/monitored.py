@@ -15,7 +15,8 @@ from cases import write_rows
 from forensics import gating
 from forensics.gate.judges import RULE_JUDGE
 from forensics.monitor.baseline import Settings, start
-from forensics.monitor.ingest import Monitor, ingest
+from forensics.monitor.ingest import Monitor
+from forensics.monitor.intake import ingest
 from forensics.monitor.store import open_store
 from forensics.policy import load_policy
 

@@ -178,6 +178,7 @@ FLOORS = (
         "people.redteam",
         "monitor.baseline",
         "monitor.ingest",
+        "monitor.intake",
         "monitor.state",
     ),
 )

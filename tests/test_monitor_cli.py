@@ -16,7 +16,8 @@ from monitored import ANSWER, START, log, traffic
 
 from forensics.errors import BadInput
 from forensics.monitor.baseline import Settings, start
-from forensics.monitor.ingest import Monitor, ingest
+from forensics.monitor.ingest import Monitor
+from forensics.monitor.intake import ingest
 from forensics.monitor.overview import Overview
 from forensics.monitor.state import overview
 from forensics.monitor.store import open_store

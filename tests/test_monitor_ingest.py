@@ -16,7 +16,9 @@ from monitored import ANSWER, REFUSAL, START, fed, log, tallied, totals, traffic
 
 from forensics.errors import BadInput
 from forensics.monitor import ingest as taking
-from forensics.monitor.ingest import Monitor, ingest, ingest_following, ingest_stream, write_aside
+from forensics.monitor.ingest import Monitor
+from forensics.monitor.intake import ingest, ingest_following, ingest_stream, write_aside
+from forensics.monitor.sources import Place
 from forensics.monitor.strings import Strings
 
 
@@ -245,17 +247,17 @@ def test_a_second_process_on_the_same_log_is_told_so(watch, tmp_path):
 
     next(taking_turns)
     with pytest.raises(BadInput, match="another process"):
-        monitor.take(str(file.resolve()), [], taking.Place(), taking.Place(offset=3))
+        monitor.take(str(file.resolve()), [], Place(), Place(offset=3))
     assert list(other) == []  # it begins behind what the first has read
 
 
 KILLED = """
 import sys, time
-from forensics.monitor import ingest
+from forensics.monitor import ingest, intake
 from forensics.monitor.store import open_store
-ingest.LINES = 100
+intake.LINES = 100
 with open_store(sys.argv[1]) as store:
-    for _ in ingest.ingest(ingest.Monitor(store, time.time), sys.argv[2]):
+    for _ in intake.ingest(ingest.Monitor(store, time.time), sys.argv[2]):
         print("batch", flush=True)
 """
 

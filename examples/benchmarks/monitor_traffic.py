@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from forensics.monitor import ingest
+from forensics.monitor import intake
 from forensics.monitor.baseline import META, RATES, Baseline, Pinned, Settings
+from forensics.monitor.ingest import Monitor
 from forensics.monitor.store import create_store
 from forensics.record import Action
 from probes.drift import spent
@@ -39,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20)
     wanted = parser.parse_args()
-    ingest.LINES = 200
+    intake.LINES = 200
     print("| traffic | runs with an alarm | before the change | requests until the first, median (most) | what it was |")
     print("| --- | --- | --- | --- | --- |")
     for kind in KINDS:
@@ -61,8 +62,8 @@ def first_alarm(kind: str, seed: int) -> tuple[int, str] | None:
         settings = Settings(window=3600, retention=90 * 86400, keep_text=False)
         meta = {META: baseline(generator).model_dump_json(), "settings": settings.model_dump_json()}
         with create_store(str(Path(folder) / "watch.db"), meta) as store:
-            monitor = ingest.Monitor(store, time.time)
-            for new in ingest.ingest(monitor, str(log)):
+            monitor = Monitor(store, time.time)
+            for new in intake.ingest(monitor, str(log)):
                 grave = [alarm for alarm in new if alarm.escalation != "watch"]
                 if grave:
                     with store.reading() as view:
