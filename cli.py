@@ -13,7 +13,8 @@ import cli_gate
 import cli_monitor
 import cli_options as opt
 import cli_people
-from cli_walk import EXIT_CODES, PART_EXIT_CODES, allowance_of, conclude, progress_of, request_of, show_run, telling, told, write_page
+import cli_report
+from cli_walk import EXIT_CODES, PART_EXIT_CODES, allowance_of, conclude, progress_of, request_of, telling, told, write_page
 from forensics import __version__
 
 DIFFED = ("activations.drift", "activations.meaning", "behaviour.leanings")
@@ -247,16 +248,6 @@ def investigate(
             show_causes(found, saved, Console())
 
 
-@app.command(epilog="**Example:**  `forensics report case-17`")
-def report(
-    run: Annotated[str, typer.Argument(help="Folder that `forensics audit` wrote.", metavar="RUN")],
-    json: opt.AsJson = False,
-) -> None:
-    """Show a saved run again and write its page anew. Needs neither models nor torch. Exits 0 whatever the verdict was."""
-    with told():
-        show_run(write_page(Path(run)), json=json, quiet=False)
-
-
 @app.command()
 def checks() -> None:
     """List the checks, cheapest first, with the question each one asks."""
@@ -289,6 +280,8 @@ def policy() -> None:
         typer.echo(default_policy_text(), nl=False)
 
 
+for showing, examples in cli_report.VERBS:
+    app.command(epilog=examples or None)(telling(showing))
 for around in cli_people.VERBS:
     app.command()(telling(around))
 monitor = typer.Typer(help="Watch a deployment, held against the run that let it out.", epilog=cli_monitor.EXIT_CODES, no_args_is_help=True)

@@ -1,4 +1,4 @@
-"""Write the blocks of README.md that are made from the code: the tree of modules and `forensics audit --help`.
+"""Write what is made from the code: the tree of modules and `forensics audit --help` in README.md, and the published schema of a record.
 
     python examples/readme.py
 
@@ -13,7 +13,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from forensics.record import schema_text
+
 ROOT = Path(__file__).resolve().parent.parent
+SCHEMA = ROOT / "reports" / "schemas" / "forensics.audit-1.schema.json"
 PACKAGES = ("forensics", "probes", "reports")
 OTHERS = (
     ("examples/organisms/", "small models with known plants, and the scripts that train them: ground truth"),
@@ -24,7 +27,7 @@ OTHERS = (
 
 
 def main() -> None:
-    """Rewrite README.md in place."""
+    """Rewrite both in place."""
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     for name, block in (("tree", tree()), ("help", help_text())):
@@ -32,6 +35,7 @@ def main() -> None:
         _, closing, after = rest.partition(f"<!-- /{name} -->")
         text = before + opening + block + closing + after
     readme.write_text(text, encoding="utf-8")
+    SCHEMA.write_text(schema_text(), encoding="utf-8")
 
 
 def tree() -> str:
@@ -41,6 +45,7 @@ def tree() -> str:
         ROOT / "cli_options.py",
         ROOT / "cli_gate.py",
         ROOT / "cli_people.py",
+        ROOT / "cli_report.py",
         ROOT / "cli_monitor.py",
         ROOT / "cli_walk.py",
         *(file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))),

@@ -297,6 +297,13 @@ def _refuse_other_schemas(raw: object, *, where: str) -> None:
     )
 
 
+def schema_text() -> str:
+    """The JSON Schema (draft 2020-12) of a saved record, as indented JSON: what is published of the contract."""
+    schema = AuditRecord.model_json_schema(by_alias=True)
+    about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"urn:{SCHEMA.replace('/', ':')}", "title": SCHEMA}
+    return json.dumps({**schema, **about}, indent=1, sort_keys=True) + "\n"
+
+
 def canonical_json(value: Any) -> str:
     """JSON that is the same text for the same content: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -17,15 +17,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from forensics.errors import BadInput, ForensicsError, ToolFailed
 from forensics.prompts import Prompt, load_prompts
 from forensics.record import AuditRecord, CheckResult, Item
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 RECORD_NAME = "audit.json"
 JOURNAL_NAME = "journal.jsonl"
@@ -274,6 +276,8 @@ class SavedRun:
         file = self.folder / "arrays" / f"{check}.npz"
         if not file.exists():
             return {}
+        import numpy as np  # a third of the time that a page of text takes, and most pages of text need no array
+
         try:
             with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
                 return dict(stored)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from forensics.record import AuditRecord, CheckResult, Evidence
@@ -14,6 +15,10 @@ METRICS = {
 }
 BY_CATEGORY = "refusal.drop."
 SCORE = "backdoor.score"
+WORST, SEARCH, KIND = "worst category", "score of the trigger search", "kind of edit"
+POINTS = (*METRICS.values(), WORST)
+TITLES = (*POINTS, SEARCH, KIND)
+"""What is told of a configuration, in the order of a page; the first ones are in percentage points."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +34,24 @@ def columns(record: AuditRecord) -> tuple[ColumnRow, ...]:
     names = list(record.verdict.by_configuration)
     if len(names) < 2:
         return ()
-    results = [[result for result in record.results if result.configuration == name] for name in names]
-    found = [{item.name: item for result in held for item in result.evidence} for held in results]
-    rows = [ColumnRow(name=f"{words}, points", cells=tuple(_points(one.get(metric)) for one in found)) for metric, words in METRICS.items()]
-    rows.append(ColumnRow(name="worst category, points", cells=tuple(map(_worst, results))))
-    rows.append(
-        ColumnRow(name="score of the trigger search", cells=tuple(f"{one[SCORE].value:.2f}" if SCORE in one else "" for one in found))
+    found = [cells_of([result for result in record.results if result.configuration == name]) for name in names]
+    return tuple(
+        ColumnRow(name=f"{title}, points" if title in POINTS else title, cells=tuple(one.get(title, "") for one in found))
+        for title in TITLES
+        if any(title in one for one in found)
     )
-    rows.append(ColumnRow(name="kind of edit", cells=tuple(map(_kind, results))))
-    return tuple(row for row in rows if any(row.cells))
+
+
+def cells_of(results: Sequence[CheckResult]) -> dict[str, str]:
+    """What one configuration's results come to, by title, in the order of `TITLES`; what was not measured is left out."""
+    found = {item.name: item for result in results for item in result.evidence}
+    cells = {words: _points(found.get(metric)) for metric, words in METRICS.items()}
+    cells[WORST] = _worst(results)
+    # Each search has a score of its own; the highest speaks for the configuration.
+    scores = [item.value for result in results for item in result.evidence if item.name == SCORE]
+    cells[SEARCH] = f"{max(scores):.2f}" if scores else ""
+    cells[KIND] = ", ".join(finding.label for result in results if result.check == "weights.edit-kind" for finding in result.findings[:1])
+    return {title: cell for title, cell in cells.items() if cell}
 
 
 def _points(item: Evidence | None) -> str:
@@ -46,7 +60,7 @@ def _points(item: Evidence | None) -> str:
     return f"{item.value:.1f}" + (f" ({item.low:.1f} to {item.high:.1f})" if item.low is not None and item.high is not None else "")
 
 
-def _worst(results: list[CheckResult]) -> str:
+def _worst(results: Sequence[CheckResult]) -> str:
     """The category that lost most, by name; empty if none was measured."""
     items = [
         item for result in results for item in result.evidence if result.check == "behaviour.refusal" and item.name.startswith(BY_CATEGORY)
@@ -55,7 +69,3 @@ def _worst(results: list[CheckResult]) -> str:
         return ""
     worst = max(items, key=lambda item: (item.value, item.name))
     return f"{worst.name.removeprefix(BY_CATEGORY)} {_points(worst)}" if worst.value > 0.0 else "none lost"
-
-
-def _kind(results: list[CheckResult]) -> str:
-    return ", ".join(finding.label for result in results if result.check == "weights.edit-kind" for finding in result.findings[:1])

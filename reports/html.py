@@ -16,23 +16,18 @@ from reports.columns import columns
 from reports.difference import leanings, meaning, place_map, speech
 from reports.edits import spectra, tokens
 from reports.figures import Drawing, drop_name, refusal_drops, weight_map
-from reports.hunting import ARMS, CONTROL_ARM, Finalist, finalists, search_against_null
+from reports.finalists import ARMS, CONTROL_ARM, Finalist, finalists
+from reports.hunting import search_against_null
 from reports.inside import layer_curves, projections
 from reports.judges import SAYS, JudgeRow, judge_rows
-from reports.text import decisive
+from reports.rules import decisive
+from reports.several import HEADS, NOTHING, Beside
 from reports.unseen import split_limits
-from reports.words import ACTION_WORDS, EXIT_WORDS, STATUS_WORDS, measured, number, printable
+from reports.words import ACTION_WORDS, EXIT_WORDS, NEXT_STEPS, STATUS_WORDS, measured, number, printable
 
 PAGE_NAME = "report.html"
 EXAMPLES = 40
 """Changed replies shown for each configuration; all of them are in items.jsonl."""
-NEXT_STEPS: dict[Action, str] = {
-    Action.DEPLOY: "Release it as the policy allows, keep this record with it, and repeat the audit before it expires.",
-    Action.DEPLOY_WITH_ENHANCED_MONITORING: "A named person reads the losses below, accepts them in writing, and sees that monitoring is on.",
-    Action.INCONCLUSIVE: "Give the audit what it lacked (see the reasons), and run it again. Until then nothing is known to be safe.",
-    Action.HUMAN_REVIEW: "A reviewer reads the reasons and the changed replies below and decides; the decision is written down.",
-    Action.BLOCK: "Do not release it. Find out what was done in fine-tuning; the evidence below says where to look.",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +117,22 @@ def render(saved: SavedRun) -> str:
         looked=[Status.NO_FINDING, Status.FLAGGED],
         arms=(*ARMS, CONTROL_ARM),
         causes=(saved.folder / CAUSES_NAME).exists(),
+    )
+
+
+def render_beside(found: Beside) -> str:
+    """Several runs as one page; columns that nothing stands in are left out."""
+    filled = [place for place in range(len(HEADS)) if any(row.texts[place] != NOTHING for row in found.rows)]
+    return (
+        templates()
+        .get_template("beside.html.jinja")
+        .render(
+            runs=len({row.run for row in found.rows}),
+            heads=[HEADS[place] for place in filled],
+            action=filled.index(HEADS.index("action")),
+            differs=found.differs,
+            rows=[{"action": row.action, "cells": [row.texts[place] for place in filled]} for row in found.rows],
+        )
     )
 
 

@@ -1,53 +1,16 @@
-"""The search for triggers on the pages: its scores beside those of its null, and the strings and circumstances put to the test."""
+"""The search for triggers drawn: its scores beside those of its null."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from forensics.runfolder import SavedRun
 from reports.figures import MARK, MUTED, Drawing, page_figure, svg_text
+from reports.finalists import CHECK
 
-CHECK, AROUND = "triggers.search", "triggers.circumstances"
-CHECKS = (CHECK, AROUND)
-DOES = {"removes-refusal": "removes refusal", "forces-text": "forces one text", "changes-replies": "changes replies"}
-ARMS = ("candidate with it", "base with it", "candidate without it", "candidate with random strings")
-SHORT_ARMS = ("candidate", "base", "without it", "random strings")
-CONTROL_ARM, SHORT_CONTROL_ARM = "control models with it", "control models"
 DIRECTIONS = (("search", "candidate against base", MARK, "-"), ("null", "the null", MUTED, (0, (3, 2))))
 POINTS = 60
 """Ranks drawn of each direction, evenly on the logarithmic axis; all scores are in the arrays."""
-EXAMPLES = 4
-LONGEST = 400
-CUT = " […]"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Replies:
-    """A prompt with the string in it, what both sides say to that, and what the candidate says without the string."""
-
-    prompt: str
-    candidate: str
-    base: str
-    without: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finalist:
-    """A string or a circumstance that was put to the test. Its texts are as the models wrote them, but for their length: escape them."""
-
-    string: str
-    around: bool
-    """Whether it is a circumstance, in words: "with the system line ..."."""
-    does: str
-    payload: str
-    confirmed: bool
-    rates: tuple[float, ...]
-    control: float | None
-    """Percent in the control model in which it acts most often; None where there was none."""
-    examples: tuple[Replies, ...]
 
 
 def search_against_null(saved: SavedRun, configuration: str) -> Drawing | None:
@@ -84,40 +47,3 @@ def search_against_null(saved: SavedRun, configuration: str) -> Drawing | None:
     )
     best = "; ".join(f"{name}: best score {scores[0]:.2f} of {scores.size} strings" for name, *_, scores in curves)
     return Drawing(svg=svg, caption=caption, description=f"{best}.")
-
-
-def finalists(saved: SavedRun, configuration: str, checks: Sequence[str] = CHECKS) -> tuple[Finalist, ...]:
-    """What was put to the test, strings first, of either the most telling first; none if there was none, or no search."""
-    return tuple(one for check in checks for one in _finalists(saved, configuration, check))
-
-
-def _finalists(saved: SavedRun, configuration: str, check: str) -> tuple[Finalist, ...]:
-    arrays = saved.arrays(check)
-    if f"{configuration}/strings" not in arrays:
-        return ()
-    rows = [arrays[f"{configuration}/{key}"].tolist() for key in ("strings", "does", "payload", "confirmed", "rates")]
-    kept = arrays.get(f"{configuration}/examples")
-    replies = [[]] * len(rows[0]) if kept is None else kept.tolist()
-    # Runs that were saved before there were controls do not speak of them.
-    controls = np.asarray(arrays.get(f"{configuration}/controls", np.full(len(rows[0]), np.nan)), dtype=float).tolist()
-    return tuple(
-        Finalist(
-            string=_cut(string),
-            around=check == AROUND,
-            does=DOES.get(does, _cut(does)),
-            payload=_cut(payload),
-            confirmed=confirmed,
-            rates=tuple(rates),
-            control=None if np.isnan(control) else control,
-            examples=tuple(_replies(*texts) for texts in examples[:EXAMPLES] if any(texts)),
-        )
-        for string, does, payload, confirmed, rates, examples, control in zip(*rows, replies, controls, strict=True)
-    )
-
-
-def _replies(prompt: str, candidate: str, base: str, without: str) -> Replies:
-    return Replies(prompt=_cut(prompt), candidate=_cut(candidate), base=_cut(base), without=_cut(without))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST else text[:LONGEST] + CUT

@@ -9,19 +9,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from forensics.record import Action, CheckResult, Rule, Status
+from forensics.record import CheckResult, Rule, Status
 from forensics.runfolder import SavedRun
-from reports.hunting import CHECKS, SHORT_ARMS, SHORT_CONTROL_ARM, Finalist, finalists
+from reports.finalists import CHECKS, SHORT_ARMS, SHORT_CONTROL_ARM, Finalist, finalists
+from reports.rules import decisive
 from reports.unseen import split_limits
-from reports.words import ACTION_WORDS, EXIT_WORDS, STATUS_WORDS, line, measured, printable
+from reports.words import ACTION_STYLES, ACTION_WORDS, EXIT_WORDS, STATUS_WORDS, line, measured, printable
 
-ACTION_STYLES: dict[Action, str] = {
-    Action.DEPLOY: "bold green",
-    Action.DEPLOY_WITH_ENHANCED_MONITORING: "bold yellow",
-    Action.INCONCLUSIVE: "bold yellow",
-    Action.HUMAN_REVIEW: "bold yellow",
-    Action.BLOCK: "bold red",
-}
 STATUS_STYLES: dict[Status, str] = {
     Status.NO_FINDING: "green",
     Status.FLAGGED: "red",
@@ -103,13 +97,6 @@ def show_results(saved: SavedRun, console: Console) -> None:
     console.print()
     console.print(line((f"record  {saved.folder / 'audit.json'}", "dim")), soft_wrap=True)
     console.print(line((f"page    {saved.folder / 'report.html'}", "dim")), soft_wrap=True)
-
-
-def decisive(rules: tuple[Rule, ...]) -> list[Rule]:
-    """Rules that asked for more than deployment, and checks that could not tell; if there is none, those that speak for it."""
-    against = [rule for rule in rules if rule.action is not Action.DEPLOY]
-    unsure = [rule for rule in rules if rule.action is Action.DEPLOY and rule.id.startswith("optional/")]
-    return against + unsure if against else list(rules)
 
 
 def _rule(rule: Rule, several: bool) -> Text:

@@ -15,6 +15,20 @@ ACTION_WORDS: dict[Action, str] = {
     Action.HUMAN_REVIEW: "Must be reviewed by a person before anything else",
     Action.BLOCK: "Must not be deployed",
 }
+NEXT_STEPS: dict[Action, str] = {
+    Action.DEPLOY: "Release it as the policy allows, keep this record with it, and repeat the audit before it expires.",
+    Action.DEPLOY_WITH_ENHANCED_MONITORING: "A named person reads the losses below, accepts them in writing, and sees that monitoring is on.",
+    Action.INCONCLUSIVE: "Give the audit what it lacked (see the reasons), and run it again. Until then nothing is known to be safe.",
+    Action.HUMAN_REVIEW: "A reviewer reads the reasons and the changed replies below and decides; the decision is written down.",
+    Action.BLOCK: "Do not release it. Find out what was done in fine-tuning; the evidence below says where to look.",
+}
+ACTION_STYLES: dict[Action, str] = {
+    Action.DEPLOY: "bold green",
+    Action.DEPLOY_WITH_ENHANCED_MONITORING: "bold yellow",
+    Action.INCONCLUSIVE: "bold yellow",
+    Action.HUMAN_REVIEW: "bold yellow",
+    Action.BLOCK: "bold red",
+}
 STATUS_WORDS: dict[Status, str] = {
     Status.NO_FINDING: "looked, nothing found",
     Status.FLAGGED: "found something",

@@ -25,7 +25,8 @@ HEAVY = ("torch", "transformers", "sklearn", "scipy", "matplotlib", "numpy")
 MODELS = ("torch", "transformers", "peft")
 README = ROOT / "README.md"
 MAY_IMPORT = {
-    "cli": {"cli_gate", "cli_monitor", "cli_options", "cli_people", "cli_walk", "reports", "forensics"},
+    "cli": {"cli_gate", "cli_monitor", "cli_options", "cli_people", "cli_report", "cli_walk", "reports", "forensics"},
+    "cli_report": {"cli_walk", "reports", "forensics"},
     "cli_gate": {"cli_options", "cli_walk", "reports", "forensics"},
     "cli_monitor": {"cli_options", "reports", "forensics"},
     "cli_walk": {"reports", "forensics"},
@@ -36,6 +37,7 @@ MAY_IMPORT = {
     "probes": set(),
 }
 SEEN_BY_REPORTS = {
+    "forensics.asked",
     "forensics.record",
     "forensics.causes",
     "forensics.kept",
@@ -70,6 +72,7 @@ FLOORS = (
         "chat.compare",
         "declared",
         "detectability",
+        "asked",
         "layers",
         "alignment",
         "runfolder",
@@ -197,6 +200,7 @@ def shipped() -> list[Path]:
         ROOT / "cli_options.py",
         ROOT / "cli_gate.py",
         ROOT / "cli_people.py",
+        ROOT / "cli_report.py",
         ROOT / "cli_monitor.py",
         ROOT / "cli_walk.py",
         *(path for room in ("forensics", "probes", "reports") for path in sorted((ROOT / room).rglob("*.py"))),
@@ -421,6 +425,7 @@ def test_the_wheel_works_without_torch_and_without_us(run_folder, tmp_path):
         "cli_options.py",
         "cli_gate.py",
         "cli_people.py",
+        "cli_report.py",
         "cli_monitor.py",
         "cli_walk.py",
         "forensics/policies/default.toml",

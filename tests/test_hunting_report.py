@@ -12,8 +12,9 @@ from rich.console import Console
 from test_reports import HOSTILE, Page, page_of, terminal_of
 
 from forensics.errors import BadInput
+from reports.finalists import CUT, EXAMPLES, LONGEST, finalists
 from reports.html import render
-from reports.hunting import CUT, EXAMPLES, LONGEST, finalists, search_against_null
+from reports.hunting import search_against_null
 from reports.text import show_results
 from reports.words import printable
 
