@@ -16,7 +16,7 @@ from forensics.alignment import Layout, align, refuse_strangers
 from forensics.bank import open_controls
 from forensics.case import BASE, CANDIDATE, CONTROLS, COSTS, Case, Check, Cost, Tier
 from forensics.checkpoint import Checkpoint, locate, open_checkpoint
-from forensics.checks import all_checks
+from forensics.checks import all_checks, outside_versions
 from forensics.conclusion import Facts, conclude, prompt_source, still_valid, versions
 from forensics.errors import BadInput, ForensicsError, ToolFailed, is_out_of_memory
 from forensics.gate.besides import Besides, with_besides
@@ -249,7 +249,7 @@ def run_key(request: Request, sides: Sides) -> str:
         canonical_json(
             {
                 "version": __version__,
-                "packages": versions(),
+                "packages": versions() | outside_versions(),
                 "base": sides.base.digest,
                 "candidate": sides.candidate.digest,
                 "adapters": [[adapter.name, adapter.digest] for adapter in sides.adapters],
@@ -276,6 +276,8 @@ def settings(request: Request) -> dict[str, str]:
         "decoding": f"greedy, at most {request.decoding.max_new_tokens} tokens, batches of {request.decoding.batch_size}",
     }
     repeats = request.decoding.repeats
+    outside = outside_versions()
+    said |= {"outside_checks": ", ".join(f"{name} {version}" for name, version in sorted(outside.items()))} if outside else {}
     return said | ({"repeats": f"{repeats} drawn replies to each prompt at temperature {TEMPERATURE:g}"} if repeats else {})
 
 

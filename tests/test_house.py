@@ -179,6 +179,7 @@ FLOORS = (
         "people.signing",
         "people.reviewing",
         "people.redteam",
+        "api",
         "monitor.baseline",
         "monitor.ingest",
         "monitor.intake",
