@@ -1,6 +1,7 @@
-"""Write what is made from the code: the tree of modules and `forensics audit --help` in README.md, and the published schema of a record.
+"""Write what is made from the code: the tree of modules and `forensics audit --help` in README.md, the published schema
+of a record, and a page for each check in docs/checks/.
 
-    python examples/readme.py
+    python examples/readme.py [--check]
 
 Tests compare both blocks with the code, so run this after adding a module or an option.
 """
@@ -13,10 +14,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from forensics.asked import explanation
 from forensics.record import schema_text
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = ROOT / "reports" / "schemas" / "forensics.audit-1.schema.json"
+CHECKS = ROOT / "docs" / "checks"
 PACKAGES = ("forensics", "probes", "reports")
 OTHERS = (
     ("examples/organisms/", "small models with known plants, and the scripts that train them: ground truth"),
@@ -27,15 +30,43 @@ OTHERS = (
 
 
 def main() -> None:
-    """Rewrite both in place."""
+    """Rewrite all of it in place; or, with --check, say what is not what it would be made."""
+    stale = []
+    for file, text in made().items():
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            stale.append(file.relative_to(ROOT).as_posix())
+            if "--check" not in sys.argv:
+                file.write_text(text, encoding="utf-8")
+    if stale and "--check" in sys.argv:
+        sys.exit(f"run python examples/readme.py: {', '.join(stale)}")
+
+
+def made() -> dict[Path, str]:
+    """Every file that is made from the code, with its text."""
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     for name, block in (("tree", tree()), ("help", help_text())):
         before, opening, rest = text.partition(f"<!-- {name} -->\n")
         _, closing, after = rest.partition(f"<!-- /{name} -->")
         text = before + opening + block + closing + after
-    readme.write_text(text, encoding="utf-8")
-    SCHEMA.write_text(schema_text(), encoding="utf-8")
+    return {readme: text, SCHEMA: schema_text(), **check_pages()}
+
+
+def check_pages() -> dict[Path, str]:
+    """A page for each check, from its own docstring, and a list of them."""
+    files = [file for file in sorted((ROOT / "forensics" / "checks").glob("*.py")) if file.name != "__init__.py"]
+    ids = [file.stem.replace("_", ".", 1).replace("_", "-") for file in files]
+    pages = {}
+    for id in ids:
+        said = explanation(id)
+        assert said is not None, id
+        parts = "\n\n".join(f"## {heading}\n\n{words}" for heading, words in said.parts.items())
+        pages[CHECKS / f"{id}.md"] = (
+            f"# {id}\n\n{said.title}\n\n{parts}\n\n(From the check itself; `forensics explain {id}` prints the same.)\n"
+        )
+    rows = "".join(f"| [{id}]({id}.md) | {said.title} |\n" for id in ids if (said := explanation(id)) is not None)
+    pages[CHECKS / "README.md"] = f"# The checks\n\n| check | asks |\n|---|---|\n{rows}"
+    return pages
 
 
 def tree() -> str:
