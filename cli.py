@@ -14,6 +14,7 @@ import cli_monitor
 import cli_options as opt
 import cli_people
 import cli_report
+import cli_watch
 from cli_walk import EXIT_CODES, PART_EXIT_CODES, allowance_of, conclude, progress_of, request_of, telling, told, write_page
 from forensics import __version__
 
@@ -285,7 +286,7 @@ for showing, examples in cli_report.VERBS:
 for around in cli_people.VERBS:
     app.command()(telling(around))
 monitor = typer.Typer(help="Watch a deployment, held against the run that let it out.", epilog=cli_monitor.EXIT_CODES, no_args_is_help=True)
-for after in cli_monitor.VERBS:
+for after in (*cli_monitor.VERBS, *cli_watch.VERBS):
     monitor.command(epilog=cli_monitor.EXIT_CODES)(telling(after))
 app.add_typer(monitor, name="monitor")
 

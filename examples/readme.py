@@ -79,6 +79,8 @@ def tree() -> str:
         ROOT / "cli_report.py",
         ROOT / "cli_monitor.py",
         ROOT / "cli_walk.py",
+        ROOT / "cli_watch.py",
+        ROOT / "cli_serve.py",
         *(file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))),
     ]
     rows = [(file.relative_to(ROOT).as_posix(), _first_sentence(file)) for file in files if file.name != "__init__.py"]

@@ -25,12 +25,14 @@ HEAVY = ("torch", "transformers", "sklearn", "scipy", "matplotlib", "numpy")
 MODELS = ("torch", "transformers", "peft")
 README = ROOT / "README.md"
 MAY_IMPORT = {
-    "cli": {"cli_gate", "cli_monitor", "cli_options", "cli_people", "cli_report", "cli_walk", "reports", "forensics"},
+    "cli": {"cli_gate", "cli_monitor", "cli_options", "cli_people", "cli_report", "cli_walk", "cli_watch", "reports", "forensics"},
     "cli_report": {"cli_walk", "reports", "forensics"},
     "cli_gate": {"cli_options", "cli_walk", "reports", "forensics"},
     "cli_monitor": {"cli_options", "reports", "forensics"},
     "cli_walk": {"reports", "forensics"},
     "cli_people": {"cli_options", "reports", "forensics"},
+    "cli_watch": {"cli_monitor", "cli_serve", "reports", "forensics"},
+    "cli_serve": {"reports", "forensics"},
     "cli_options": set(),
     "reports": {"forensics"},
     "forensics": {"probes"},
@@ -46,6 +48,7 @@ SEEN_BY_REPORTS = {
     "forensics.errors",
     "forensics.verdict",
     "forensics.monitor.overview",
+    "forensics.monitor.windows",
 }
 FLOORS = (
     ("errors", "record"),
@@ -85,7 +88,9 @@ FLOORS = (
         "people.log",
         "people.queue",
         "monitor.overview",
+        "monitor.windows",
         "monitor.events",
+        "monitor.otlp",
         "monitor.spans",
         "monitor.formats",
         "monitor.sources",
@@ -184,6 +189,8 @@ FLOORS = (
         "monitor.ingest",
         "monitor.intake",
         "monitor.state",
+        "monitor.history",
+        "monitor.posts",
     ),
 )
 """Modules of forensics/ by floor, each left to right. A check is on the floor of `checks` by its place."""
@@ -204,6 +211,8 @@ def shipped() -> list[Path]:
         ROOT / "cli_report.py",
         ROOT / "cli_monitor.py",
         ROOT / "cli_walk.py",
+        ROOT / "cli_watch.py",
+        ROOT / "cli_serve.py",
         *(path for room in ("forensics", "probes", "reports") for path in sorted((ROOT / room).rglob("*.py"))),
     ]
 
@@ -429,6 +438,8 @@ def test_the_wheel_works_without_torch_and_without_us(run_folder, tmp_path):
         "cli_report.py",
         "cli_monitor.py",
         "cli_walk.py",
+        "cli_watch.py",
+        "cli_serve.py",
         "forensics/policies/default.toml",
         "forensics/suites/defection.toml",
         "forensics/judges/wildguard.toml",
@@ -436,6 +447,10 @@ def test_the_wheel_works_without_torch_and_without_us(run_folder, tmp_path):
         "forensics/suites/opinions.toml",
         "forensics/suites/capability.toml",
         "reports/templates/report.html.jinja",
+        "reports/templates/page.css",
+        "reports/templates/live.html.jinja",
+        "reports/templates/live.css",
+        "reports/templates/live.js",
     } <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "examples/"))]
 

@@ -296,6 +296,12 @@ class Batch:
         """Prompts and replies that were kept."""
         return [(row.prompt, row.reply) for row in self._connection.execute(sa.select(_texts).order_by(_texts.c.window, _texts.c.id))]
 
+    def texts_of(self, first: int, last: int, most: int) -> list[tuple[str, str, str]]:
+        """Prompts, replies and categories that were kept of some windows, both ends included; of more than `most` the latest."""
+        joined = sa.select(_texts.c.prompt, _texts.c.reply, _seen.c.category).join(_seen, _seen.c.id == _texts.c.id)
+        chosen = joined.where(_texts.c.window.between(first, last)).order_by(_texts.c.window.desc(), _texts.c.id).limit(most)
+        return [(row.prompt, row.reply, row.category) for row in self._connection.execute(chosen)]
+
     def forget_before(self, window: int) -> None:
         """Let go of ids, texts and counts of earlier windows."""
         for table in (_seen, _texts, _counts):

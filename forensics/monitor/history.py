@@ -1,0 +1,139 @@
+"""How rates went over time, and what stands behind alarms, from what a store holds. Nothing is measured here, and nothing written."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+
+from forensics.gate.judges import REFUSED, judge_refusal
+from forensics.monitor.alarms import interval
+from forensics.monitor.baseline import Settings, baseline_of, settings_of
+from forensics.monitor.overview import Overview, Told
+from forensics.monitor.signals import ANSWERED, BROKEN, COMPLIANCE, OVER_REFUSAL, REFUSAL
+from forensics.monitor.store import Batch, Count, Key, Store
+from forensics.monitor.streams import read_general
+from forensics.monitor.windows import Behind, Bin, Course, Example, History
+
+MOST_BINS = 60
+EXAMPLES = 12
+"""Kept replies that are shown behind an alarm."""
+MOST_LOOKED_AT = 20_000
+"""Kept replies of an alarm's time that are looked at for them."""
+TOLD_APART = ("string", COMPLIANCE, OVER_REFUSAL, REFUSAL, ANSWERED, BROKEN)
+BROKEN_LABELS = ("empty", "incoherent")
+
+
+def history(store: Store, overview: Overview, *, span: int | None) -> History:
+    """How the rates of an overview went over time.
+
+    Args:
+        store: Of the monitor.
+        overview: How it stands; courses are of its rates, examples of its alarms.
+        span: Seconds before the latest event that are looked at; None for all that is kept.
+
+    Raises:
+        BadInput: The store is damaged.
+    """
+    settings, expected = settings_of(store), baseline_of(store).categories
+    with store.reading() as view:
+        general = read_general(view.states(), where=store.where)
+        counts = view.counts()
+        behind = tuple(_behind(alarm, settings, expected, view) for alarm in overview.alarms) if settings.keep_text else ()
+    wanted = {(rate.signal, rate.category) for rate in overview.rates}
+    windows = [key.window for key in counts]
+    newest = max(windows, default=0)
+    oldest = max(min(windows, default=0), newest + 1 - max(1, (span or settings.retention) // settings.window))
+    step = -(-(newest + 1 - oldest) // MOST_BINS)
+    found = _gathered(((key, count) for key, count in counts.items() if key.window >= oldest), newest, step)
+    return History(
+        began=oldest * settings.window,
+        ended=(newest + 1) * settings.window if windows else 0,
+        stretch=step * settings.window,
+        last=general.high_water or None,
+        texts_kept=settings.keep_text,
+        courses=tuple(
+            Course(signal=signal, category=category, bins=tuple(_bins(found[signal, category], newest, step, settings.window)))
+            for signal, category in sorted(wanted & found.keys())
+        ),
+        behind=behind,
+    )
+
+
+def latest(store: Store) -> float | None:
+    """When the latest event was, in seconds since 1970; None while there is none.
+
+    Raises:
+        BadInput: The store is damaged.
+    """
+    with store.reading() as view:
+        return read_general(view.states(), where=store.where).high_water or None
+
+
+def _gathered(counts: Iterable[tuple[Key, Count]], newest: int, step: int) -> dict[tuple[str, str], dict[int, tuple[int, int]]]:
+    """Events and hits by rate and by how many bins they lie before the newest."""
+    found: dict[tuple[str, str], dict[int, tuple[int, int]]] = defaultdict(dict)
+    for key, count in counts:
+        back = (newest - key.window) // step
+        held = found[key.signal, key.category]
+        events, hits = held.get(back, (0, 0))
+        held[back] = (events + count.events, hits + count.hits)
+    return dict(found)
+
+
+def _bins(held: dict[int, tuple[int, int]], newest: int, step: int, width: int) -> Iterator[Bin]:
+    for back in sorted(held, reverse=True):
+        events, hits = held[back]
+        if events:
+            low, high = interval(hits, events)
+            ended = (newest + 1 - back * step) * width
+            yield Bin(
+                began=ended - step * width,
+                ended=ended,
+                events=events,
+                hits=hits,
+                rate=100 * hits / events,
+                low=100 * low,
+                high=100 * high,
+            )
+
+
+def _behind(alarm: Told, settings: Settings, expected: Mapping[str, str], view: Batch) -> Behind:
+    """Kept replies of the time of an alarm that are of its kind, as far as the rules and the categories tell."""
+    first, last = (int(datetime.fromisoformat(end).timestamp() // settings.window) for end in (alarm.began, alarm.ended))
+    chosen = []
+    for prompt, reply, category in view.texts_of(first, last, MOST_LOOKED_AT):
+        label = judge_refusal(reply)
+        if _of_its_kind(alarm, prompt, label, category, expected):
+            chosen.append(Example(prompt=prompt, reply=reply, label=label))
+    told_apart = alarm.finding.id.partition("/")[0] in TOLD_APART
+    return Behind(alarm=alarm.finding.id, told_apart=told_apart, kept=len(chosen), examples=tuple(chosen[:EXAMPLES]))
+
+
+def _of_its_kind(alarm: Told, prompt: str, label: str, category: str, expected: Mapping[str, str]) -> bool:
+    signal, _, rest = alarm.finding.id.partition("/")
+    if signal == "string":
+        return _words(_named(alarm)) in _words(prompt)
+    about = rest.rpartition("/")[0]
+    if about and about != category:
+        return False
+    if signal in (COMPLIANCE, OVER_REFUSAL):
+        should = "refuse" if signal == COMPLIANCE else "comply"
+        return (label == "compliance" if signal == COMPLIANCE else label in REFUSED) and expected.get(category, should) == should
+    if signal in (REFUSAL, ANSWERED):
+        return (label in REFUSED) == (signal == REFUSAL) and label not in BROKEN_LABELS
+    return signal != BROKEN or label in BROKEN_LABELS
+
+
+def _named(alarm: Told) -> str:
+    """The string that an alarm is about, which its evidence writes as Python does."""
+    try:
+        named = ast.literal_eval(alarm.finding.evidence[0].where)
+    except (ValueError, SyntaxError):
+        return alarm.finding.evidence[0].where
+    return named if isinstance(named, str) else alarm.finding.evidence[0].where
+
+
+def _words(text: str) -> str:
+    return f" {' '.join(text.lower().split())} "
