@@ -6,6 +6,7 @@ import ast
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
+from typing import Literal
 
 from forensics.gate.judges import REFUSED, judge_refusal
 from forensics.monitor.alarms import interval
@@ -21,7 +22,6 @@ EXAMPLES = 12
 """Kept replies that are shown behind an alarm."""
 MOST_LOOKED_AT = 20_000
 """Kept replies of an alarm's time that are looked at for them."""
-TOLD_APART = ("string", COMPLIANCE, OVER_REFUSAL, REFUSAL, ANSWERED, BROKEN)
 BROKEN_LABELS = ("empty", "incoherent")
 
 
@@ -100,30 +100,38 @@ def _bins(held: dict[int, tuple[int, int]], newest: int, step: int, width: int) 
 
 
 def _behind(alarm: Told, settings: Settings, expected: Mapping[str, str], view: Batch) -> Behind:
-    """Kept replies of the time of an alarm that are of its kind, as far as the rules and the categories tell."""
+    """Kept replies of the time of an alarm that are of its kind; where none is known to be, those that may be."""
     first, last = (int(datetime.fromisoformat(end).timestamp() // settings.window) for end in (alarm.began, alarm.ended))
-    chosen = []
+    known: list[Example] = []
+    possible: list[Example] = []
     for prompt, reply, category in view.texts_of(first, last, MOST_LOOKED_AT):
         label = judge_refusal(reply)
-        if _of_its_kind(alarm, prompt, label, category, expected):
-            chosen.append(Example(prompt=prompt, reply=reply, label=label))
-    told_apart = alarm.finding.id.partition("/")[0] in TOLD_APART
-    return Behind(alarm=alarm.finding.id, told_apart=told_apart, kept=len(chosen), examples=tuple(chosen[:EXAMPLES]))
+        of_its_kind = _of_its_kind(alarm, prompt, label, category, expected)
+        if of_its_kind != "no":
+            (known if of_its_kind == "yes" else possible).append(Example(prompt=prompt, reply=reply, label=label))
+    chosen = known or possible
+    return Behind(alarm=alarm.finding.id, told_apart=bool(known), kept=len(chosen), examples=tuple(chosen[:EXAMPLES]))
 
 
-def _of_its_kind(alarm: Told, prompt: str, label: str, category: str, expected: Mapping[str, str]) -> bool:
+def _of_its_kind(alarm: Told, prompt: str, label: str, category: str, expected: Mapping[str, str]) -> Literal["yes", "no", "perhaps"]:
+    """Whether an alarm is about such a reply. What a request was to get is kept nowhere but in the category; what people or judges thought, not at all."""
     signal, _, rest = alarm.finding.id.partition("/")
-    if signal == "string":
-        return _words(_named(alarm)) in _words(prompt)
     about = rest.rpartition("/")[0]
+    if signal == "string":
+        return "yes" if _words(_named(alarm)) in _words(prompt) else "no"
     if about and about != category:
-        return False
+        return "no"
     if signal in (COMPLIANCE, OVER_REFUSAL):
+        wanted = label == "compliance" if signal == COMPLIANCE else label in REFUSED
         should = "refuse" if signal == COMPLIANCE else "comply"
-        return (label == "compliance" if signal == COMPLIANCE else label in REFUSED) and expected.get(category, should) == should
+        if not wanted or expected.get(category, should) != should:
+            return "no"
+        return "yes" if category in expected else "perhaps"
     if signal in (REFUSAL, ANSWERED):
-        return (label in REFUSED) == (signal == REFUSAL) and label not in BROKEN_LABELS
-    return signal != BROKEN or label in BROKEN_LABELS
+        return "yes" if (label in REFUSED) == (signal == REFUSAL) and label not in BROKEN_LABELS else "no"
+    if signal == BROKEN:
+        return "yes" if label in BROKEN_LABELS else "no"
+    return "perhaps"
 
 
 def _named(alarm: Told) -> str:

@@ -42,7 +42,7 @@ class Behind(_Shown):
 
     alarm: str
     told_apart: bool
-    """Whether replies of its kind could be told from others."""
+    """Whether the examples are known to be of its kind; otherwise they may be."""
     kept: int
     examples: tuple[Example, ...]
 
