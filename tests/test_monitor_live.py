@@ -118,7 +118,8 @@ def test_examples_are_of_the_alarms_kind(watch, tmp_path, signal, reply, more):
     alarm = next(one for one in found.alarms if one.finding.id.startswith(signal) and "/drugs/" not in one.finding.id)
     behind = next(one for one in history(monitor.store, found, span=None).behind if one.alarm == alarm.finding.id)
 
-    assert behind.kept >= len(behind.examples) > 0
+    assert behind.told_apart
+    assert 0 < len(behind.examples) <= 12
     assert all("zebrafish" in one.prompt and one.reply == reply for one in behind.examples)
 
 

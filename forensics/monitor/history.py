@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Literal
 
@@ -13,15 +12,15 @@ from forensics.monitor.alarms import interval
 from forensics.monitor.baseline import Settings, baseline_of, settings_of
 from forensics.monitor.overview import Overview, Told
 from forensics.monitor.signals import ANSWERED, BROKEN, COMPLIANCE, OVER_REFUSAL, REFUSAL
-from forensics.monitor.store import Batch, Count, Key, Store
+from forensics.monitor.store import Batch, Count, Store
 from forensics.monitor.streams import read_general
 from forensics.monitor.windows import Behind, Bin, Course, Example, History
 
 MOST_BINS = 60
 EXAMPLES = 12
 """Kept replies that are shown behind an alarm."""
-MOST_LOOKED_AT = 20_000
-"""Kept replies of an alarm's time that are looked at for them."""
+MOST_LOOKED_AT = 2000
+"""Kept replies of an alarm's time, the latest, among which they are looked for."""
 BROKEN_LABELS = ("empty", "incoherent")
 
 
@@ -37,19 +36,17 @@ def history(store: Store, overview: Overview, *, span: int | None) -> History:
         BadInput: The store is damaged.
     """
     settings, expected = settings_of(store), baseline_of(store).categories
+    wanted = {(rate.signal, rate.category) for rate in overview.rates}
     with store.reading() as view:
         general = read_general(view.states(), where=store.where)
-        counts = view.counts()
+        first, newest = view.windows() or (0, -1)
+        oldest = max(first, newest + 1 - max(1, (span or settings.retention) // settings.window))
+        step = max(1, -(-(newest + 1 - oldest) // MOST_BINS))
+        found = view.course(oldest, newest, step, {category for _, category in wanted})
         behind = tuple(_behind(alarm, settings, expected, view) for alarm in overview.alarms) if settings.keep_text else ()
-    wanted = {(rate.signal, rate.category) for rate in overview.rates}
-    windows = [key.window for key in counts]
-    newest = max(windows, default=0)
-    oldest = max(min(windows, default=0), newest + 1 - max(1, (span or settings.retention) // settings.window))
-    step = -(-(newest + 1 - oldest) // MOST_BINS)
-    found = _gathered(((key, count) for key, count in counts.items() if key.window >= oldest), newest, step)
     return History(
         began=oldest * settings.window,
-        ended=(newest + 1) * settings.window if windows else 0,
+        ended=(newest + 1) * settings.window,
         stretch=step * settings.window,
         last=general.high_water or None,
         texts_kept=settings.keep_text,
@@ -71,20 +68,9 @@ def latest(store: Store) -> float | None:
         return read_general(view.states(), where=store.where).high_water or None
 
 
-def _gathered(counts: Iterable[tuple[Key, Count]], newest: int, step: int) -> dict[tuple[str, str], dict[int, tuple[int, int]]]:
-    """Events and hits by rate and by how many bins they lie before the newest."""
-    found: dict[tuple[str, str], dict[int, tuple[int, int]]] = defaultdict(dict)
-    for key, count in counts:
-        back = (newest - key.window) // step
-        held = found[key.signal, key.category]
-        events, hits = held.get(back, (0, 0))
-        held[back] = (events + count.events, hits + count.hits)
-    return dict(found)
-
-
-def _bins(held: dict[int, tuple[int, int]], newest: int, step: int, width: int) -> Iterator[Bin]:
+def _bins(held: Mapping[int, Count], newest: int, step: int, width: int) -> Iterator[Bin]:
     for back in sorted(held, reverse=True):
-        events, hits = held[back]
+        events, hits = held[back].events, held[back].hits
         if events:
             low, high = interval(hits, events)
             ended = (newest + 1 - back * step) * width
@@ -110,7 +96,7 @@ def _behind(alarm: Told, settings: Settings, expected: Mapping[str, str], view: 
         if of_its_kind != "no":
             (known if of_its_kind == "yes" else possible).append(Example(prompt=prompt, reply=reply, label=label))
     chosen = known or possible
-    return Behind(alarm=alarm.finding.id, told_apart=bool(known), kept=len(chosen), examples=tuple(chosen[:EXAMPLES]))
+    return Behind(alarm=alarm.finding.id, told_apart=bool(known), examples=tuple(chosen[:EXAMPLES]))
 
 
 def _of_its_kind(alarm: Told, prompt: str, label: str, category: str, expected: Mapping[str, str]) -> Literal["yes", "no", "perhaps"]:

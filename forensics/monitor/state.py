@@ -38,11 +38,7 @@ def overview(store: Store, now: datetime) -> Overview:
     baseline = baseline_of(store)
     with store.reading() as view:
         states, tallies, kept = view.states(), view.tallies(), view.alarms()
-        counts = view.counts()
-    totals: dict[tuple[str, str], tuple[int, int]] = {}
-    for key, count in counts.items():
-        events, hits = totals.get((key.signal, key.category), (0, 0))
-        totals[key.signal, key.category] = (events + count.events, hits + count.hits)
+        totals = {rate: (count.events, count.hits) for rate, count in view.totals().items()}
     streams = list(streams_of(states, baseline, where=store.where).values())
     order = {signal: place for place, signal in enumerate(MEANING)}
     streams.sort(key=lambda stream: (order.get(stream.signal, len(order)), stream.category))

@@ -216,6 +216,29 @@ class Batch:
         rows = self._connection.execute(sa.select(_counts).order_by(_counts.c.window, _counts.c.signal, _counts.c.category))
         return {Key(window=row.window, signal=row.signal, category=row.category): Count(events=row.events, hits=row.hits) for row in rows}
 
+    def totals(self) -> dict[tuple[str, str], Count]:
+        """All counts by signal and category, added up where they lie: there are many windows."""
+        chosen = sa.select(_counts.c.signal, _counts.c.category, *_added()).group_by(_counts.c.signal, _counts.c.category)
+        return {
+            (signal, category): Count(events=int(events), hits=int(hits))
+            for signal, category, events, hits in self._connection.execute(chosen)
+        }
+
+    def windows(self) -> tuple[int, int] | None:
+        """The first window and the last in which anything was counted; None where nothing was."""
+        first, last = self._connection.execute(sa.select(sa.func.min(_counts.c.window), sa.func.max(_counts.c.window))).one()
+        return (first, last) if first is not None else None
+
+    def course(self, first: int, last: int, step: int, categories: Iterable[str]) -> dict[tuple[str, str], dict[int, Count]]:
+        """Counts of some categories by signal and category, and by how often `step` windows lie between theirs and the last."""
+        back = ((last - _counts.c.window) // step).label("back")
+        by = (_counts.c.signal, _counts.c.category)
+        chosen = sa.select(*by, back, *_added()).where(_counts.c.window.between(first, last), _counts.c.category.in_(sorted(categories)))
+        found: dict[tuple[str, str], dict[int, Count]] = {}
+        for signal, category, place, events, hits in self._connection.execute(chosen.group_by(*by, back)):
+            found.setdefault((signal, category), {})[int(place)] = Count(events=int(events), hits=int(hits))
+        return found
+
     def states(self) -> dict[str, str]:
         """States of detectors, by name, as JSON."""
         return {row.name: row.state for row in self._connection.execute(sa.select(_states))}
@@ -306,6 +329,10 @@ class Batch:
         """Let go of ids, texts and counts of earlier windows."""
         for table in (_seen, _texts, _counts):
             self._connection.execute(sa.delete(table).where(table.c.window < window))
+
+
+def _added() -> tuple[sa.ColumnElement[int], sa.ColumnElement[int]]:
+    return sa.func.sum(_counts.c.events), sa.func.sum(_counts.c.hits)
 
 
 def create_store(target: str, meta: Mapping[str, str]) -> Store:

@@ -38,12 +38,11 @@ class Example(_Shown):
 
 
 class Behind(_Shown):
-    """What stands behind an alarm: how many replies of its time are kept that may be of its kind, and the first of them."""
+    """What stands behind an alarm: some of the latest replies of its time and kind that are kept."""
 
     alarm: str
     told_apart: bool
     """Whether the examples are known to be of its kind; otherwise they may be."""
-    kept: int
     examples: tuple[Example, ...]
 
 
