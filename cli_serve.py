@@ -192,7 +192,7 @@ class Service:
             sys.stderr.write(f"forensics: {printable(str(error))}\n")
 
     async def _shown(self, make: Callable[[Request], bytes], kind: str, request: Request) -> Response:
-        known = (request.url.path, request.query_params.get("span", ""))
+        known = (request.url.path, _span(request))
         kept = self._kept.get(known)
         if kept is None or time.monotonic() - kept[0] > FRESH:
             try:
@@ -200,14 +200,11 @@ class Service:
             except ForensicsError as error:
                 self._complain(error)
                 return PlainTextResponse("the store cannot be read now\n", 503, {"Retry-After": "10"})
-            if len(self._kept) > 20:  # anybody may ask for any span
-                self._kept.clear()
             kept = self._kept[known] = (time.monotonic(), content)
         return Response(kept[1], media_type=kind)
 
     def _page(self, request: Request) -> bytes:
-        asked = request.query_params.get("span")
-        span: live.Span = next((name for name in live.SPANS if name == asked), "week")
+        span = _span(request)
         now = datetime.now(UTC)
         found = overview(self._store, now)
         return live.render(found, history(self._store, found, span=live.SPANS[span][0]), now, span).encode("utf-8", "backslashreplace")
@@ -258,6 +255,11 @@ class _Guard:
                 "show the token of this service\n", 401, {"WWW-Authenticate": 'Basic realm="forensics monitor", charset="UTF-8"'}
             )
         return None
+
+
+def _span(request: Request) -> live.Span:
+    asked = request.query_params.get("span")
+    return next((name for name in live.SPANS if name == asked), "week")
 
 
 def _without_port(host: str) -> str:

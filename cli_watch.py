@@ -33,7 +33,7 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 4318 is where exporters of OpenTelemetry look, 0 takes a free one.")] = 4318,
     token_file: Annotated[
         Path | None,
-        typer.Option("--token-file", metavar="FILE", help=f"A token that whoever asks has to show (default: of {TOKEN_VARIABLE})."),
+        typer.Option("--token-file", metavar="FILE", help=f"A token that whoever asks has to show (default: of {TOKEN_VARIABLE}); worth it wherever others use the machine."),
     ] = None,
     aside: Annotated[
         Path | None,

@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import sqlite3
+import sys
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +20,18 @@ import pytest
 from cases import run_cli
 from logged import FORMATS, GEN_AI, MESSAGES_IN, MESSAGES_OUT, attributes, otlp_record, otlp_span
 from monitored import ANSWER, START, log, traffic
+from opentelemetry._logs import LogRecord
+from opentelemetry.exporter.otlp.proto.http import Compression
+from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from posting import JSON, LINES, PROTOBUF, served, tallies
 
+import cli_watch
+from forensics.errors import BadInput
 from forensics.monitor.otlp import MOST_BODY
 
 SAID = attributes(**GEN_AI, **{"gen_ai.input.messages": json.dumps(MESSAGES_IN), "gen_ai.output.messages": json.dumps(MESSAGES_OUT)})
@@ -70,6 +81,17 @@ def test_what_is_posted_is_counted_and_shown_and_the_service_ends_in_order(store
     assert "<dt>34</dt><dd>replies counted</dd>" in page.text
     assert (service.child.returncode, wrong) == (0, "")
     assert said == "Ended in order. 6 posts were counted, and all that was acknowledged is in the store.\n"
+
+
+def test_a_post_in_flight_is_answered_before_the_service_ends(store):
+    with served(store) as service:
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(service.post, "events", lines_of(traffic(30_000)), LINES)
+            time.sleep(0.4)
+            said, wrong = service.end()
+        assert answer.result().status_code == 200
+
+    assert (tallies(store)["replies"], said[:17], wrong) == (30_000, "Ended in order. 1", "")
 
 
 def test_a_container_is_stopped_in_order_too(store):
@@ -343,6 +365,52 @@ def test_what_is_wrong_with_the_command_is_one_error(words, variables, what, sto
     assert "short-secret" not in done.stdout + done.stderr
 
 
+def test_a_library_that_is_missing_is_named(store, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+
+    with pytest.raises(BadInput, match="a library that is not installed: uvicorn"):
+        cli_watch.serve(str(store), host="127.0.0.1", port=0, token_file=None, aside=None)
+
+
+def test_the_loopback_of_today_is_served_as_well(store):
+    if not socket.has_ipv6:
+        pytest.skip("there is no IPv6 here")
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("there is no IPv6 loopback here")
+    with served(store, "--host", "::1") as service:
+        assert "[::1]" in service.url
+        assert [service.get("/metrics").status_code, service.get("/metrics", host="[::1]").status_code] == [200, 200]
+        assert [service.get("/metrics", host="[::2]").status_code, service.get("/metrics", host="::1").status_code] == [403, 403]
+
+
+def test_logs_of_a_real_exporter_are_understood(store):
+    """Feedback about a reply and the reply itself, as log records of the SDK in protobuf."""
+    with served(store) as service:
+        provider = LoggerProvider()
+        provider.add_log_record_processor(BatchLogRecordProcessor(OTLPLogExporter(endpoint=f"{service.url}/v1/logs")))
+        logger = provider.get_logger("app")
+        for number in range(30):
+            told = GEN_AI | {
+                "gen_ai.response.id": f"r{number}",
+                "gen_ai.input.messages": MESSAGES_IN,
+                "gen_ai.output.messages": MESSAGES_OUT,
+            }
+            logger.emit(LogRecord(timestamp=int(START * 1e9), event_name="gen_ai.client.inference.operation.details", attributes=told))
+            opinion = {
+                "gen_ai.response.id": f"r{number}",
+                "gen_ai.evaluation.name": "thumb",
+                "gen_ai.evaluation.score.label": "thumbs_down",
+            }
+            logger.emit(LogRecord(timestamp=int(START * 1e9) + 1, event_name="gen_ai.evaluation.result", attributes=opinion))
+        assert provider.force_flush()
+        provider.shutdown()
+
+    kept = tallies(store)
+    assert (kept["replies"], kept["opinions"], kept.get("without text", 0), kept.get("set aside", 0)) == (30, 30, 0, 0)
+
+
 def test_what_ingest_read_and_what_was_posted_count_together(store, tmp_path):
     with served(store) as service:
         service.post("events", lines_of(traffic(10)), LINES)
@@ -385,11 +453,6 @@ def test_a_body_that_ends_early_is_counted_as_nothing(store):
 
 def test_a_real_exporter_is_understood(store):
     """The SDK of OpenTelemetry, which posts protobuf packed by gzip."""
-    from opentelemetry.exporter.otlp.proto.http import Compression
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
     with served(store) as service:
         provider = TracerProvider()
         exporter = OTLPSpanExporter(endpoint=f"{service.url}/v1/traces", compression=Compression.Gzip)

@@ -176,6 +176,33 @@ def test_what_is_no_store_is_one_error(content, tmp_path):
         open_store(str(file))
 
 
+def test_what_a_page_asks_for_is_added_up_where_it_lies(target, accepted):
+    """The same on both databases: totals, a course in steps of windows back from the last, and texts with the category of their event."""
+    start(accepted, target, settings=SETTINGS, alpha=0.05, now=NOW)
+    counts = {
+        Key(window=window, signal="refusal", category=category): Count(events=10, hits=window)
+        for window in range(1, 8)
+        for category in ("", "a", "b")
+    }
+    with open_store(target) as store:
+        with store.reading() as view:
+            nothing = (view.windows(), view.totals(), view.course(0, 9, 2, [""]), view.texts_of(0, 9, 5))
+        with store.batch() as batch:
+            batch.add_counts(counts)
+            batch.add_seen({1: (1, "a"), 2: (2, "b"), 3: (3, "")})
+            batch.add_texts([(number, number, f"p{number}", f"r{number}") for number in (1, 2, 3)])
+        with store.reading() as view:
+            assert view.windows() == (1, 7)
+            assert view.totals()["refusal", "a"] == Count(events=70, hits=28)
+            course = view.course(3, 7, 2, ["", "a"])
+            assert view.texts_of(1, 3, 2) == [("p3", "r3", ""), ("p2", "r2", "b")]
+            assert view.texts_of(1, 1, 2) == [("p1", "r1", "a")]
+
+    assert nothing == (None, {}, {}, [])
+    assert set(course) == {("refusal", ""), ("refusal", "a")}
+    assert course["refusal", "a"] == {0: Count(events=20, hits=13), 1: Count(events=20, hits=9), 2: Count(events=10, hits=3)}
+
+
 @pytest.mark.parametrize("url", ["mysql://u:secret@h/d", "nonsense://x", "postgresql+psycopg://u:secret@127.0.0.1:1/none"])
 def test_a_database_that_cannot_be_reached_is_one_error_without_the_password(url):
     pytest.importorskip("psycopg")
