@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from forensics.monitor.events import Malformed
 from forensics.monitor.formats import read_line
 from forensics.monitor.ingest import KEPT_CHARACTERS, Monitor
 from forensics.monitor.intake import batches, write_aside
-from forensics.monitor.otlp import Signal, TooLarge, rows_of
+from forensics.monitor.otlp import Row, Signal, TooLarge, rows_of
 from forensics.monitor.sources import Line, lines_of
 from forensics.monitor.store import Aside
 
@@ -133,14 +134,25 @@ def _lines(post: Post, seen: _Seen) -> Iterator[Line]:
         return
     for row in rows_of(post.body, post.path, protobuf=post.form == "protobuf"):
         seen.lines += 1
-        if row is None:
+        content = _written(row) if row is not None else None
+        if content is None:
             seen.rejected += 1
             continue
-        content = orjson.dumps(row)
         same = hashlib.blake2b(content, digest_size=16).digest()
         before = seen.alike[same]
         seen.alike[same] += 1
         yield Line(start=before, end=before + len(content), content=content)
+
+
+def _written(row: Row) -> bytes | None:
+    """A row as a line; None where it is nested too deep to be one."""
+    try:
+        return orjson.dumps(row)
+    except orjson.JSONEncodeError:  # halves of characters, long numbers, or many levels
+        try:
+            return json.dumps(row).encode("ascii")
+        except RecursionError:
+            return None
 
 
 def _refuse_other_than_json(body: bytes) -> None:
