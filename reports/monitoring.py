@@ -12,6 +12,10 @@ STYLES = {"watch": "dim", "re-evaluate": "yellow", "human review": "bold yellow"
 TALLIES = {
     "replies": "replies counted", "opinions": "opinions counted", "duplicate": "seen before, not counted again", "late": "late, counted in their window",
     "too old": "older than what is kept, not counted", "no time": "without a time, counted when they came", "clock ahead": "from the future, counted when they came",
+    "about an unknown reply": "opinions on replies that are not known (any more), counted without a category",
+    "rests read": "old files of logs that were rotated away unread, read to their ends",
+    "begun again": "logs that are another file by now, whose old file was not found: what was unread there is not counted",
+    "let go": "ids older than what is kept, let go",
     "without text": "without a reply's text, not judged", "other": "telling of something else", "set aside": "set aside, could not be read",
 }  # fmt: skip
 STATUS_WORDS = {

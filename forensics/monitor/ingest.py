@@ -27,6 +27,8 @@ AHEAD = 3600.0
 """Seconds that a clock may be ahead of ours before its time is not believed."""
 MOST_CATEGORIES = 200
 OTHER = "(other)"
+ALONE = "about an unknown reply"
+"""The tally of opinions on replies that are not known, or not any more: they count in no category."""
 POPULATIONS = ("flagged", "others")
 LENGTHS_WANTED, TAIL = 1000, 0.05
 """Replies at the beginning from which it is learned what is long and short, and the share beyond either end."""
@@ -203,6 +205,8 @@ class Monitor:
         category = scored.category
         if event.about and not category:
             about = self.store.hashed(event.about)
+            if about not in work.seen and about not in work.categories:  # let go, or never logged
+                work.tallies[ALONE] += 1
             category = work.seen[about][1] if about in work.seen else work.categories.get(about, "")
         if not category or category in memory.categories or category in self.baseline.categories:
             return _storable(category)
