@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from forensics.monitor.overview import Overview
 
 EXIT_CODES = (
-    "**Exit codes of `status` and `alarms`:** 0 nothing has to be done · 1 the tool failed · 2 the command or an input is wrong · "
+    "**Exit codes of `status`, `alarms` and `merge`:** 0 nothing has to be done · 1 the tool failed · 2 the command or an input is wrong · "
     "3 nothing could be judged · 10 a person must look, or the record expired · 20 roll back"
 )
 Target = Annotated[
@@ -34,14 +34,18 @@ def start(
         float, typer.Option("--roll-back", min=0, max=100, help="Percentage points of compliance over the record's that ask for a roll-back.")
     ] = 30.0,
     keep_text: Annotated[bool, typer.Option("--keep-text", help="Keep prompts and replies; otherwise they are dropped once they are scored.")] = False,
+    shard_of: Annotated[
+        str | None, typer.Option("--shard-of", metavar="STORE", help="Another store of this deployment, so that `merge` can tell events that are in both.")
+    ] = None,
 ) -> None:  # fmt: skip
     """Pin an accepted run, and make a store that watches what becomes of it."""
     from forensics.monitor.baseline import Settings
     from forensics.monitor.baseline import start as begin
+    from forensics.monitor.database import shown
     from reports.words import printable
 
     settings = Settings(window=window, retention=retention * 86400, keep_text=keep_text, roll_back=roll_back)
-    baseline = begin(run, store, settings=settings, alpha=alpha, now=datetime.now(UTC))
+    baseline = begin(run, store, settings=settings, alpha=alpha, now=datetime.now(UTC), shard_of=shard_of)
     for one in baseline.pinned:
         typer.echo(
             printable(
@@ -50,7 +54,7 @@ def start(
         )
     for words in baseline.left_out:
         typer.echo(printable(f"not pinned: {words}"))
-    typer.echo(printable(f"Valid until {baseline.valid_until[:10]}. Go on with: forensics monitor ingest LOG --store {store}"))
+    typer.echo(printable(f"Valid until {baseline.valid_until[:10]}. Go on with: forensics monitor ingest LOG --store {shown(store)}"))
 
 
 def ingest(
@@ -121,7 +125,47 @@ def alarms(store: Target, json: AsJson = False) -> None:
     _leave(found, json=json)
 
 
-VERBS = (start, ingest, status, alarms)
+def check(store: Target) -> None:
+    """Look whether a store is whole: the database's own check, seals of rows, and whether counts agree. Exits 2 if anything is wrong."""
+    from forensics.errors import BadInput
+    from forensics.monitor.integrity import check as examine
+    from forensics.monitor.store import open_store
+    from reports.words import printable
+
+    with open_store(store) as opened:
+        found = examine(opened)
+        for words in found.held:
+            typer.echo(printable(f"{words[0].upper()}{words[1:]}."))
+        typer.echo(
+            f"Batch {found.batches}, seal {found.seal[:16]}. A store put back from an older copy agrees with itself: it shows an earlier batch than you noted."
+        )
+        if found.wrong:
+            from forensics.monitor.database import RESTORE
+
+            raise BadInput("this store is damaged", where=opened.where, details=found.wrong, hint=RESTORE)
+
+
+def merge(
+    stores: Annotated[list[str], typer.Argument(help="Stores of monitors that were started from one record, each on a part of the traffic.", metavar="STORE...")],
+    json: AsJson = False,
+) -> None:  # fmt: skip
+    """Show several monitors of one record as one: counts add up, the mean of their e-values is taken; nothing is written. Exits as `status` does."""
+    from contextlib import ExitStack
+
+    from forensics.monitor.merging import merged
+    from forensics.monitor.store import open_store
+    from reports.monitoring import show_overview
+
+    with ExitStack() as stack:
+        found = merged([stack.enter_context(open_store(store)) for store in stores], datetime.now(UTC))
+    if json:
+        sys.stdout.write(found.model_dump_json(indent=1, by_alias=True) + "\n")
+    else:
+        show_overview(found, Console())
+    _leave(found, json=json)
+
+
+VERBS = (start, ingest, status, alarms, check, merge)
 
 
 def _overview(store: str) -> Overview:

@@ -188,6 +188,8 @@ FLOORS = (
         "monitor.ingest",
         "monitor.intake",
         "monitor.state",
+        "monitor.integrity",
+        "monitor.merging",
     ),
 )
 """Modules of forensics/ by floor, each left to right. A check is on the floor of `checks` by its place."""

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 from forensics.errors import BadInput
 from forensics.gate.judges import REFUSED, RULE_JUDGE, SCORED
 from forensics.monitor.signals import category_of
-from forensics.monitor.store import Store, create_store
+from forensics.monitor.store import Store, create_store, open_store
 from forensics.people.signing import peoples_part
 from forensics.people.standing import standing
 from forensics.record import Action, canonical_json, sha256_text
@@ -91,7 +91,7 @@ class Settings(_Kept):
     """Percentage points by which compliance must be over that of the record for an alarm to ask for a roll-back; the default is the band of BLOCK."""
 
 
-def start(run: Path, target: str, *, settings: Settings, alpha: float, now: datetime) -> Baseline:
+def start(run: Path, target: str, *, settings: Settings, alpha: float, now: datetime, shard_of: str | None = None) -> Baseline:
     """Pin an accepted run, and make a store that watches what becomes of it.
 
     Args:
@@ -100,15 +100,26 @@ def start(run: Path, target: str, *, settings: Settings, alpha: float, now: date
         settings: How it works.
         alpha: Chance, at most, that there is any false alarm over the life of the monitor, whatever is watched besides by a CUSUM.
         now: The time, with its zone.
+        shard_of: A store of the same record, whose secret this one is to share, so that an event in both can be told.
 
     Raises:
         BadInput: The run is not finished or damaged; it is blocked, inconclusive, expired, or waits for people; it has no judged replies;
-            or the store cannot be made.
+            the store cannot be made, or the other one is of another record.
     """
     if not LEAST_ALPHA <= alpha < 1.0:
         raise BadInput(f"{alpha} is no chance to work with", where="--alpha", hint=f"between {LEAST_ALPHA:g} and 1, for example 0.05")
     baseline = pin(load_run(str(run)), alpha=alpha, now=now)
-    with create_store(target, {META: baseline.model_dump_json(), "settings": settings.model_dump_json(), "started": now.isoformat()}):
+    salt = None
+    if shard_of is not None:
+        with open_store(shard_of) as other:
+            if baseline_of(other).results_digest != baseline.results_digest:
+                raise BadInput(
+                    "that monitor was started from another record", where=other.where, hint="give the run that it was started from"
+                )
+            salt = other.meta("salt")
+    with create_store(
+        target, {META: baseline.model_dump_json(), "settings": settings.model_dump_json(), "started": now.isoformat()}, salt=salt
+    ):
         return baseline
 
 

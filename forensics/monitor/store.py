@@ -146,8 +146,9 @@ class Store:
 
     @contextmanager
     def reading(self) -> Iterator[Batch]:
-        """A view of what is there; nothing may be written through it."""
-        with self._told(), self._engine.execution_options(reading=True).connect() as connection:
+        """A view of what is there at one moment; nothing may be written through it."""
+        moment = {} if self._engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
+        with self._told(), self._engine.execution_options(reading=True, **moment).connect() as connection:
             yield Batch(connection, self)
 
     @contextmanager
@@ -349,10 +350,21 @@ class Batch:
             self._sums["counts"] -= self._seals.of_numbers("counts", {tuple(key): (events, hits) for *key, events, hits in counts})
             self._add_gone(counts)
 
+    def sealed(self) -> dict[str, str]:
+        """The seals, by name."""
+        return dict(self._rows(sa.select(SEALS.c.name, SEALS.c.seal), str, str))
+
+    def faults(self) -> list[str]:
+        """What SQLite finds wrong in its file, in its own words; a server looks after itself, and only what is read of it is looked at."""
+        if self._connection.dialect.name != "sqlite":
+            return []
+        said = [str(row[0]) for row in self._connection.exec_driver_sql("PRAGMA integrity_check(20)")]
+        return [] if said == ["ok"] else said
+
     def content(self, name: str) -> Iterator[tuple[Any, ...]]:
         """The rows of a table, columns as they were made, a few at a time."""
         table = TABLES[name]
-        result = self._connection.execution_options(yield_per=10_000).execute(sa.select(table))
+        result = self._connection.execute(sa.select(table), execution_options={"yield_per": 10_000})
         yield from typed(result, self._where, *(column.type.python_type for column in table.columns))
 
     def seal(self) -> None:
