@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,7 +16,7 @@ from forensics.record import sha256_text
 WAIT = 60_000
 """Milliseconds that a writer waits for another; a batch of long lines takes seconds."""
 RESTORE = "restore the store from a copy, or start the monitor anew; `forensics monitor check STORE` says what is wrong"
-DAMAGED = ("malformed", "not a database", "corrupt", "no such table", "no such column", "has no column", "decode", "invalid page")
+DAMAGED = ("malformed", "corrupt", "no such table", "no such column", "has no column", "decode", "invalid page")
 """What databases say of a file that was changed under them."""
 DAMAGED_STATES = ("42P01", "42703", "XX001", "XX002")
 """The same, as PostgreSQL numbers it: no such table, no such column, a page or an index that is corrupt."""
@@ -61,6 +62,17 @@ def typed(rows: Iterable[Any], where: str, *kinds: type) -> Iterator[tuple[Any, 
 def damaged(where: str) -> BadInput:
     """The error about a store whose rows cannot be what was written."""
     return BadInput("a row of this store is damaged", where=where, hint=RESTORE)
+
+
+@contextmanager
+def told(where: str) -> Iterator[None]:
+    """Say in our words what a database refuses. A damaged file's own words may be no text, which the driver trips over."""
+    try:
+        yield
+    except sa.exc.SQLAlchemyError as error:
+        raise store_error(error, where) from error
+    except UnicodeDecodeError as error:
+        raise damaged(where) from error
 
 
 def engine_of(target: str) -> sa.Engine:

@@ -19,8 +19,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from forensics.errors import BadInput
-from forensics.monitor.database import RESTORE, damaged, engine_of, shown, store_error, typed
+from forensics.errors import BadInput, ForensicsError
+from forensics.monitor.database import RESTORE, damaged, engine_of, shown, told, typed
 from forensics.monitor.seals import Seals, moved
 from forensics.monitor.sources import Place
 from forensics.monitor.tables import (
@@ -103,7 +103,7 @@ class Store:
         """Take an engine whose database holds a store; see `open_store` and `create_store`."""
         self._engine = engine
         self.where = where
-        with self._told(), engine.execution_options(reading=True).connect() as connection:
+        with told(self.where), engine.execution_options(reading=True).connect() as connection:
             rows = list(typed(connection.execute(sa.select(META.c.key, META.c.value)), where, str, str))
             kept = dict(typed(connection.execute(sa.select(SEALS.c.name, SEALS.c.seal)), where, str, str))
         self._meta: dict[str, str] = dict(rows)
@@ -137,7 +137,7 @@ class Store:
             ToolFailed: The disk is full, or the database broke off.
             BadInput: It cannot be written.
         """
-        with self._told(), self._engine.begin() as connection:
+        with told(self.where), self._engine.begin() as connection:
             if self._engine.dialect.name != "sqlite":  # SQLite has one writer by itself
                 connection.execute(sa.select(META.c.value).where(META.c.key == "schema").with_for_update())
             batch = Batch(connection, self)
@@ -148,15 +148,8 @@ class Store:
     def reading(self) -> Iterator[Batch]:
         """A view of what is there at one moment; nothing may be written through it."""
         moment = {} if self._engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
-        with self._told(), self._engine.execution_options(reading=True, **moment).connect() as connection:
+        with told(self.where), self._engine.execution_options(reading=True, **moment).connect() as connection:
             yield Batch(connection, self)
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except sa.exc.SQLAlchemyError as error:
-            raise store_error(error, self.where) from error
 
 
 class Batch:
@@ -427,7 +420,7 @@ def create_store(target: str, meta: Mapping[str, str], *, salt: str | None = Non
     if "://" in target:
         taken = BadInput("this database is not empty", where=where, hint="a monitor needs a database, or a schema, of its own")
     try:
-        with engine.begin() as connection:
+        with told(where), engine.begin() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ONE_STARTS)))  # two that start at once take turns
             if sa.inspect(connection).get_table_names():
@@ -438,13 +431,9 @@ def create_store(target: str, meta: Mapping[str, str], *, salt: str | None = Non
             seal = moved(None, Seals(rows["salt"].encode("ascii")).of_rows("meta", rows.items()))
             connection.execute(sa.insert(SEALS), {"name": "meta", "seal": seal})
         return Store(engine, where)
-    except sa.exc.SQLAlchemyError as error:
+    except ForensicsError as error:
         engine.dispose()
-        told = store_error(error, where)
-        raise (taken if "damaged" in told.what else told) from error
-    except BadInput:
-        engine.dispose()
-        raise
+        raise (taken if "damaged" in error.what else error) from error.__cause__
 
 
 def open_store(target: str) -> Store:
@@ -458,25 +447,19 @@ def open_store(target: str) -> Store:
         raise BadInput("there is no such store", where=target, hint=none)
     engine, where = engine_of(target), shown(target)
     try:
-        with engine.execution_options(reading=True).connect() as connection:
+        with told(where), engine.execution_options(reading=True).connect() as connection:
             there = set(sa.inspect(connection).get_table_names())
             found = connection.execute(sa.select(META.c.value).where(META.c.key == "schema")).scalar() if "meta" in there else None
         if found is None and not there & (set(TABLES) - {"meta"}):
             raise BadInput("this is no store of a monitor", where=where, hint=none)
         if isinstance(found, str) and found != SCHEMA:
             raise BadInput(
-                f"this store has another schema ({found!r}; this version reads {SCHEMA})", where=where, hint="start the monitor anew"
+                f"this store has another schema ({found[:60]!r}; this version reads {SCHEMA})", where=where, hint="start the monitor anew"
             )
         if found is None or not set(TABLES) <= there:
             missing = tuple(f"there is no table {name}" for name in sorted(set(TABLES) - there))
             raise BadInput("this store is damaged", where=where, details=missing, hint=RESTORE)
         return Store(engine, where)
-    except sa.exc.SQLAlchemyError as error:
-        engine.dispose()
-        told = store_error(error, where)
-        if "not a database" in str(getattr(error, "orig", "")):
-            told = BadInput("this is no store of a monitor, or it is damaged", where=where, hint=none)
-        raise told from error
-    except BadInput:
+    except ForensicsError:
         engine.dispose()
         raise
