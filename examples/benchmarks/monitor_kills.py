@@ -170,9 +170,9 @@ def starting(world: World, place: tuple[Path, str], lines: list[bytes], _seconds
     while done < most:
         process = begun(target, "start", wait=False)
         try:
-            # Where it has told that it begins it is done within milliseconds.
+            # Where it has told that it begins it is done within half a second.
             process.stdout.readline()  # type: ignore[union-attr] # it is a pipe
-            process.wait(world.chance.uniform(0.0, 0.03))
+            process.wait(world.chance.uniform(0.0, 0.3))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
