@@ -33,6 +33,10 @@ def store_error(error: sa.exc.SQLAlchemyError, where: str) -> ForensicsError:
         return ToolFailed(
             "there is no space left for the store", where=where, hint="free some space; the same command goes on where it stopped"
         )
+    if "not a database" in cause:
+        return BadInput(
+            "this is no store of a monitor, or it is damaged", where=where, hint="make one: forensics monitor start RUN --store FILE"
+        )
     if (
         isinstance(error, sa.exc.IntegrityError)
         or getattr(source, "sqlstate", None) in DAMAGED_STATES
