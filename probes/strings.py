@@ -75,13 +75,18 @@ class Hunt:
         return min(MOST_USUAL, max(LEAST_USUAL, TIMES_USUAL * max(self.bound, seen, self.recent)))
 
     def look(self, keys: set[int], flipped: bool) -> list[int]:
-        """Take a text into account by the keys of its strings, and give those that alarm now."""
-        usual = self.usual()
+        """Take a text into account by the keys of its strings, and give those that alarm now.
+
+        Of a text that did not flip only keys matter that are under suspicion; others may be left out.
+        """
+        suspects = self.suspects
+        met = keys & suspects.keys() if keys else set()
+        usual = self.usual() if met or flipped else LEAST_USUAL  # nobody asks for it otherwise
         self.events += 1
         self.flips += flipped
         self.recent += MEMORY * (flipped - self.recent)
-        suspects = self.suspects
-        met = keys & suspects.keys()
+        if not met and not flipped:
+            return []
         # Likelihood ratios of each stake against what is usual: a flip, or none.
         low, high = (math.log(stake / usual if flipped else (1.0 - stake) / (1.0 - usual)) for stake in STAKES)
         for key in met:

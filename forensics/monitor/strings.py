@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from itertools import pairwise
+from array import array
+from collections.abc import Collection, Sequence
+from itertools import chain, pairwise
+
+import numpy as np
 
 MOST_WORDS = 200
 """Words of a request that are looked at: half from its beginning, half from its end."""
-MOST_REMEMBERED = 200_000
+MOST_REMEMBERED = 50_000
+"""Words whose keys are kept at hand; when there are more they are learned anew."""
 LONGEST_WORD = 64
 MASK = (1 << 63) - 1  # what databases call a whole number has a sign
 MIX = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio: neighbours land far apart
+SIEVE_BITS = 21
+"""A sieve for keys has two million holes, so of a batch's keys few slip through that are not wanted."""
 
 
 class Strings:
@@ -23,15 +30,39 @@ class Strings:
 
     def keys(self, prompt: str) -> set[int]:
         """Keys of the words and pairs of neighbouring words of a request, each once."""
-        known = self._words
-        spelled = _words_of(prompt)
-        plain = [known.get(word) or self._learn(word) for word in spelled]
-        return {*plain, *[(first * MIX ^ second) & MASK for first, second in pairwise(plain)]}
+        return _with_pairs(self._plain(_words_of(prompt)))
+
+    def sifted(self, prompts: Sequence[str], whole: Sequence[bool], wanted: Collection[int]) -> list[set[int]]:
+        """Keys of each request, of some only those that matter: the keys of most requests are looked for among others, and hardly any is there.
+
+        Args:
+            prompts: Requests, in their order.
+            whole: Whether all keys of a request are asked for. Those of any other are given where they are wanted, or where a request that is
+                asked for as a whole has them too; and a few more.
+            wanted: Keys.
+        """
+        plain = [self._plain(_words_of(prompt)) for prompt in prompts]
+        found: list[set[int]] = [_with_pairs(keys) if all_of_them else set() for keys, all_of_them in zip(plain, whole, strict=True)]
+        if not any(plain):
+            return found
+        words = np.frombuffer(array("Q", chain.from_iterable(plain)), dtype=np.uint64)
+        low = np.uint64((1 << SIEVE_BITS) - 1)
+        sieve = np.zeros(1 << SIEVE_BITS, dtype=bool)
+        for keys in (wanted, *(keys for keys in found if keys)):
+            sieve[np.fromiter(keys, np.uint64, len(keys)) & low] = True
+        owner = np.repeat(np.arange(len(plain)), [len(keys) for keys in plain])
+        pairs = (words[:-1] * np.uint64(MIX) ^ words[1:]) & np.uint64(MASK)  # the product wraps, as the mask would have it
+        for keys, owners in ((words, owner), (pairs, np.where(owner[:-1] == owner[1:], owner[:-1], -1))):
+            through = np.flatnonzero(sieve[keys & low])
+            for key, place in zip(keys[through].tolist(), owners[through].tolist(), strict=True):
+                if place >= 0 and not whole[place]:
+                    found[place].add(key)
+        return found
 
     def named(self, prompt: str, key: int) -> tuple[str, tuple[int, ...]]:
         """The string of a request that has this key, and the keys of its words where it is a pair; "" if none has."""
         spelled = _words_of(prompt)
-        plain = [self._words.get(word) or self._learn(word) for word in spelled]
+        plain = self._plain(spelled)
         for word, own in zip(spelled, plain, strict=True):
             if own == key:
                 return word, ()
@@ -41,6 +72,11 @@ class Strings:
                 return f"{spelled[place]} {spelled[place + 1]}", (first, second)
         return "", ()
 
+    def _plain(self, spelled: Sequence[str]) -> list[int]:
+        """The key of each word."""
+        known = self._words
+        return [known.get(word) or self._learn(word) for word in spelled]
+
     def _learn(self, word: str) -> int:
         if len(self._words) >= MOST_REMEMBERED:
             self._words.clear()
@@ -49,8 +85,12 @@ class Strings:
         return key
 
 
+def _with_pairs(plain: Sequence[int]) -> set[int]:
+    return {*plain, *[(first * MIX ^ second) & MASK for first, second in pairwise(plain)]}
+
+
 def _words_of(prompt: str) -> list[str]:
     spelled = prompt.lower().split()
     if len(spelled) > MOST_WORDS:
         spelled = spelled[: MOST_WORDS // 2] + spelled[-(MOST_WORDS // 2) :]
-    return [word[:LONGEST_WORD] for word in spelled]
+    return [word[:LONGEST_WORD] for word in spelled] if len(max(spelled, key=len, default="")) > LONGEST_WORD else spelled
