@@ -6,6 +6,7 @@ Nothing is counted of a string until a reply to a text with it flipped. That fli
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 STAKES = (0.5, 0.95)
@@ -74,13 +75,13 @@ class Hunt:
         seen = (self.flips + 1.0) / (self.events + 2.0) if self.events >= 100 else 0.0
         return min(MOST_USUAL, max(LEAST_USUAL, TIMES_USUAL * max(self.bound, seen, self.recent)))
 
-    def look(self, keys: set[int], flipped: bool) -> list[int]:
+    def look(self, keys: Collection[int], flipped: bool) -> list[int]:
         """Take a text into account by the keys of its strings, and give those that alarm now.
 
         Of a text that did not flip only keys matter that are under suspicion; others may be left out.
         """
         suspects = self.suspects
-        met = keys & suspects.keys() if keys else set()
+        met = suspects.keys() & keys
         usual = self.usual() if met or flipped else LEAST_USUAL  # nobody asks for it otherwise
         self.events += 1
         self.flips += flipped
@@ -88,7 +89,7 @@ class Hunt:
         if not met and not flipped:
             return []
         # Likelihood ratios of each stake against what is usual: a flip, or none.
-        low, high = (math.log(stake / usual if flipped else (1.0 - stake) / (1.0 - usual)) for stake in STAKES)
+        low, high = [math.log(stake / usual if flipped else (1.0 - stake) / (1.0 - usual)) for stake in STAKES]
         for key in met:
             suspect = suspects[key]
             suspect.events += 1
@@ -100,7 +101,7 @@ class Hunt:
         self._touched |= met
         if not flipped:
             return []
-        for key in keys - met:
+        for key in set(keys) - met:
             self.found += 1
             suspects[key] = Suspect(order=self.found)
             self._touched.add(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -100,6 +101,8 @@ class Monitor:
             ToolFailed: The store broke off; nothing of the batch is kept.
         """
         work = _Work(now=self._clock())
+        collects = gc.isenabled()
+        gc.disable()  # what a batch makes holds no cycles; to look for them in it takes a tenth of the time
         try:
             with self.store.batch() as batch:
                 if before is not None and batch.place(source) != before:
@@ -115,6 +118,9 @@ class Monitor:
         except BaseException:
             self._memory = None  # what it knows is ahead of what is kept
             raise
+        finally:
+            if collects:
+                gc.enable()
         return list(work.found.values())
 
     def _recalled(self, batch: Batch) -> Memory:
@@ -224,11 +230,8 @@ class Monitor:
 
     def _hunt(self, memory: Memory, work: _Work) -> None:
         """Bet on the strings of a batch's requests, one after the other; of most of them no string is under suspicion."""
-        wanted = {key for hunt in memory.hunts.values() for key in hunt.suspects}
-        if not wanted and not any(flip for _, _, flip, _ in work.asked):
-            found: list[set[int]] = [set()] * len(work.asked)
-        else:
-            found = self._strings.sifted([prompt for prompt, *_ in work.asked], [flip for _, _, flip, _ in work.asked], wanted)
+        none = not any(hunt.suspects for hunt in memory.hunts.values()) and not any(flip for _, _, flip, _ in work.asked)
+        found = [[]] * len(work.asked) if none else self._strings.keys_of([prompt for prompt, *_ in work.asked])
         for (prompt, flagged, flip, time), keys in zip(work.asked, found, strict=True):
             population = POPULATIONS[0] if flagged else POPULATIONS[1]
             hunt = memory.hunts[population]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Collection, Sequence
-from itertools import chain, pairwise
+from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -16,8 +16,6 @@ MOST_REMEMBERED = 50_000
 LONGEST_WORD = 64
 MASK = (1 << 63) - 1  # what databases call a whole number has a sign
 MIX = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio: neighbours land far apart
-SIEVE_BITS = 21
-"""A sieve for keys has two million holes, so of a batch's keys few slip through that are not wanted."""
 
 
 class Strings:
@@ -30,33 +28,18 @@ class Strings:
 
     def keys(self, prompt: str) -> set[int]:
         """Keys of the words and pairs of neighbouring words of a request, each once."""
-        return _with_pairs(self._plain(_words_of(prompt)))
+        return set(self.keys_of([prompt])[0])
 
-    def sifted(self, prompts: Sequence[str], whole: Sequence[bool], wanted: Collection[int]) -> list[set[int]]:
-        """Keys of each request, of some only those that matter: the keys of most requests are looked for among others, and hardly any is there.
-
-        Args:
-            prompts: Requests, in their order.
-            whole: Whether all keys of a request are asked for. Those of any other are given where they are wanted, or where a request that is
-                asked for as a whole has them too; and a few more.
-            wanted: Keys.
-        """
+    def keys_of(self, prompts: Sequence[str]) -> list[list[int]]:
+        """The same of many requests at once, some keys more than once; numpy makes the keys of pairs, which takes Python as long as all the rest."""
         plain = [self._plain(_words_of(prompt)) for prompt in prompts]
-        found: list[set[int]] = [_with_pairs(keys) if all_of_them else set() for keys, all_of_them in zip(plain, whole, strict=True)]
-        if not any(plain):
-            return found
-        words = np.frombuffer(array("Q", chain.from_iterable(plain)), dtype=np.uint64)
-        low = np.uint64((1 << SIEVE_BITS) - 1)
-        sieve = np.zeros(1 << SIEVE_BITS, dtype=bool)
-        for keys in (wanted, *(keys for keys in found if keys)):
-            sieve[np.fromiter(keys, np.uint64, len(keys)) & low] = True
-        owner = np.repeat(np.arange(len(plain)), [len(keys) for keys in plain])
-        pairs = (words[:-1] * np.uint64(MIX) ^ words[1:]) & np.uint64(MASK)  # the product wraps, as the mask would have it
-        for keys, owners in ((words, owner), (pairs, np.where(owner[:-1] == owner[1:], owner[:-1], -1))):
-            through = np.flatnonzero(sieve[keys & low])
-            for key, place in zip(keys[through].tolist(), owners[through].tolist(), strict=True):
-                if place >= 0 and not whole[place]:
-                    found[place].add(key)
+        words = np.array(array("Q", chain.from_iterable(plain)), dtype=np.uint64)
+        pairs = ((words[:-1] * np.uint64(MIX) ^ words[1:]) & np.uint64(MASK)).tolist()  # the product wraps, as the mask would have it
+        found, begin = [], 0
+        for keys in plain:
+            end = begin + len(keys)
+            found.append(keys + pairs[begin : max(begin, end - 1)])
+            begin = end
         return found
 
     def named(self, prompt: str, key: int) -> tuple[str, tuple[int, ...]]:
@@ -83,10 +66,6 @@ class Strings:
         digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8, key=self._salt).digest()
         key = self._words[word] = int.from_bytes(digest, "big") >> 1
         return key
-
-
-def _with_pairs(plain: Sequence[int]) -> set[int]:
-    return {*plain, *[(first * MIX ^ second) & MASK for first, second in pairwise(plain)]}
 
 
 def _words_of(prompt: str) -> list[str]:
