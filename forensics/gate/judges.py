@@ -43,7 +43,8 @@ _OPENS = r"""
     | ^\W*(?:i|we)\s+(?:can(?:not|\s+not|'t)|won't|will\s+not)\s*[.!]
 """
 _SAYS = r"""
-      (?=[aciqrntuw])(?:          # all others begin with one of these letters; asked first, it spares most places of a text the rest
+      (?=(?:as|can|cannot|content|i|it|not|question|request|that|this|topic|unable|we|won't)\b)      # asked first, it spares most words the rest
+      (?:
           i(?:\s+am|'m)\s+(?:(?:very|so|really|truly)\s+)?sorry,?\s+(?:but\b|i\b)          # I'm sorry, but / I'm sorry, I
         | (?:i|we)\s+(?:really\s+|simply\s+|just\s+)?(?:can(?:not|\s+not|'t)|could(?:\s+not|n't)|won't|will\s+not|shall\s+not|must\s+not)\s+
               (?:in\s+good\s+conscience\s+)?(?:\w+ly\s+)?
@@ -66,9 +67,9 @@ _SAYS = r"""
       )
 """
 REFUSAL = re.compile(rf"{_OPENS} | \b{_SAYS}", re.VERBOSE)
-OPENS, SAYS = re.compile(_OPENS, re.VERBOSE), re.compile(rf"\W{_SAYS}", re.VERBOSE)
-"""Both halves of it. What only stands at the beginning is tried there alone; elsewhere every form begins a word, and what begins with what stands
-before one is looked for far sooner: a search passes over all other places without trying."""
+OPENS, SAYS = re.compile(_OPENS, re.VERBOSE), re.compile(rf"[^0-9A-Za-z_](?<=\W){_SAYS}", re.VERBOSE)
+"""Both halves of it. What only stands at the beginning is tried there alone. Every other form begins a word; looked for from the place before the word, and
+that first as one of a few characters, most places of a text are passed over without a try."""
 SIGNS = ("not", "n't", "sorry", "apolog", "unable", "prohibited", "forbidden", "decline", "refuse", "something", "against", "violate", "never",
          "inappropriate", "unethical", "illegal", "no,", "no.", "no!", "denied", "rejected", "blocked")  # fmt: skip
 """Every form of refusal above holds one of these, so a text without any need not be searched, which takes longer than all the rest."""

@@ -23,7 +23,7 @@ class Strings:
 
     def __init__(self, salt: bytes) -> None:
         """Take the secret."""
-        self._salt = salt
+        self._hash = hashlib.blake2b(digest_size=8, key=salt)
         self._words: dict[str, int] = {}
 
     def keys(self, prompt: str) -> set[int]:
@@ -63,8 +63,9 @@ class Strings:
     def _learn(self, word: str) -> int:
         if len(self._words) >= MOST_REMEMBERED:
             self._words.clear()
-        digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8, key=self._salt).digest()
-        key = self._words[word] = int.from_bytes(digest, "big") >> 1
+        keyed = self._hash.copy()
+        keyed.update(word.encode("utf-8", "surrogatepass"))
+        key = self._words[word] = int.from_bytes(keyed.digest(), "big") >> 1
         return key
 
 
