@@ -89,7 +89,7 @@ class Hunt:
         if not met and not flipped:
             return []
         # Likelihood ratios of each stake against what is usual: a flip, or none.
-        low, high = [math.log(stake / usual if flipped else (1.0 - stake) / (1.0 - usual)) for stake in STAKES]
+        low, high = (math.log(stake / usual if flipped else (1.0 - stake) / (1.0 - usual)) for stake in STAKES)
         for key in met:
             suspect = suspects[key]
             suspect.events += 1

@@ -48,17 +48,17 @@ class Strings:
         plain = self._plain(spelled)
         for word, own in zip(spelled, plain, strict=True):
             if own == key:
-                return word, ()
+                return word[:LONGEST_WORD], ()
         for place in range(len(spelled) - 1):
             first, second = plain[place], plain[place + 1]
             if (first * MIX ^ second) & MASK == key:
-                return f"{spelled[place]} {spelled[place + 1]}", (first, second)
+                return f"{spelled[place][:LONGEST_WORD]} {spelled[place + 1][:LONGEST_WORD]}", (first, second)
         return "", ()
 
     def _plain(self, spelled: Sequence[str]) -> list[int]:
         """The key of each word."""
         known = self._words
-        return [known.get(word) or self._learn(word) for word in spelled]
+        return [known.get(word) or self._learn(word[:LONGEST_WORD]) for word in spelled]
 
     def _learn(self, word: str) -> int:
         if len(self._words) >= MOST_REMEMBERED:
@@ -73,4 +73,4 @@ def _words_of(prompt: str) -> list[str]:
     spelled = prompt.lower().split()
     if len(spelled) > MOST_WORDS:
         spelled = spelled[: MOST_WORDS // 2] + spelled[-(MOST_WORDS // 2) :]
-    return [word[:LONGEST_WORD] for word in spelled] if len(max(spelled, key=len, default="")) > LONGEST_WORD else spelled
+    return spelled
