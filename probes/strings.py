@@ -5,6 +5,7 @@ Nothing is counted of a string until a reply to a text with it flipped. That fli
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -116,7 +117,8 @@ class Hunt:
         """Strings that changed since this was asked last, and those that were given up, beyond `most` those with the least evidence."""
         over = len(self.suspects) - self.most
         if over > 0:  # not the oldest: long texts would push out whatever comes up seldom
-            for key in sorted(self.suspects, key=lambda key: max(self.suspects[key].low, self.suspects[key].high))[:over]:
+            # Once there are so many, every batch brings a few more: to sort all of them for these takes twice as long.
+            for key, _ in heapq.nsmallest(over, self.suspects.items(), key=lambda held: max(held[1].low, held[1].high)):
                 del self.suspects[key]
                 self._touched.add(key)
         changed = {key: self.suspects[key] for key in self._touched if key in self.suspects}

@@ -212,7 +212,9 @@ class Monitor:
         if event.about and not category:
             about = self.store.hashed(event.about)
             category = work.seen[about][1] if about in work.seen else work.categories.get(about, "")
-        if not category or category in memory.categories or category in self.baseline.categories:
+        if not category or category in memory.categories:  # which are storable as they stand
+            return category
+        if category in self.baseline.categories:
             return _storable(category)
         if len(memory.categories) >= MOST_CATEGORIES:
             return OTHER
