@@ -5,8 +5,10 @@
 
 Made-up logs in the shapes that tools write, a reply a line: replies of 300 to 1,500 characters, requests of 40 to 400, ids, times, a tenth of the requests such as should be
 refused. In turn, in one process: `json.loads` of the lines, held in memory (the standard library's, on bytes), and the whole of ingest: the file read, events judged, and all
-kept in a fresh SQLite store, with its commits. Times are of the processor, ratios of the same round; the ratio by the clock has the waits for the disk in it. With `--memory` a child writes plain lines into a pipe, nothing but
-the store is on the disk, and the anonymous memory of the process that ingests is read off at marks. Every id is kept for the time of retention, so the store grows.
+kept in a fresh SQLite store, with its commits. Times are of the processor, ratios of the same round; the ratio by the clock has the waits for the disk in it.
+
+With `--memory` a child writes plain lines into a pipe, nothing but the store is on the disk, and the anonymous memory of the process that ingests is read off at marks. Every id
+is kept for the time of retention, so the store grows.
 """
 
 from __future__ import annotations

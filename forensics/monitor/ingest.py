@@ -203,6 +203,7 @@ class Monitor:
                 work.order.append(work.kinds.setdefault((window, category, said), len(work.kinds)))
             if scored.flip is not None and event.prompt:
                 work.asked.append((event.prompt, scored.flagged, scored.flip, time))
+            # Whatever else needs an event with its texts takes it here: they are dropped behind it.
             if self.settings.keep_text and event.reply is not None:
                 work.texts.append((id, window, _storable(event.prompt or ""), _storable(event.reply)))
 
