@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from forensics.monitor.overview import Overview
 
 EXIT_CODES = (
-    "**Exit codes of `status` and `alarms`:** 0 nothing has to be done · 1 the tool failed · 2 the command or an input is wrong · "
-    "3 nothing could be judged · 10 a person must look, or the record expired · 20 roll back"
+    "**Exit codes of `status`, `alarms` and `canary`:** 0 nothing has to be done · 1 the tool failed · 2 the command or an input is wrong · "
+    "3 nothing could be judged · 10 a person must look, or something expired or is overdue · 20 roll back"
 )
 Target = Annotated[
     str, typer.Argument(help="The monitor's store: a file, or a URL such as postgresql+psycopg://user@host/name.", metavar="STORE")
@@ -34,13 +34,24 @@ def start(
         float, typer.Option("--roll-back", min=0, max=100, help="Percentage points of compliance over the record's that ask for a roll-back.")
     ] = 30.0,
     keep_text: Annotated[bool, typer.Option("--keep-text", help="Keep prompts and replies; otherwise they are dropped once they are scored.")] = False,
+    silent_after: Annotated[
+        float | None, typer.Option("--silent-after", metavar="HOURS", min=0.01, max=87600, help="Hours without an event after which `status` exits 10 (default: never).")
+    ] = None,
+    every: Annotated[float | None, typer.Option("--every", metavar="DAYS", min=0.01, max=3650, help="Days between canaries, after which one is overdue (default: none is expected).")] = None,
 ) -> None:  # fmt: skip
     """Pin an accepted run, and make a store that watches what becomes of it."""
     from forensics.monitor.baseline import Settings
     from forensics.monitor.baseline import start as begin
     from reports.words import printable
 
-    settings = Settings(window=window, retention=retention * 86400, keep_text=keep_text, roll_back=roll_back)
+    settings = Settings(
+        window=window,
+        retention=retention * 86400,
+        keep_text=keep_text,
+        roll_back=roll_back,
+        silent_after=round(silent_after * 3600) if silent_after is not None else None,
+        canary_every=_days(every),
+    )
     baseline = begin(run, store, settings=settings, alpha=alpha, now=datetime.now(UTC))
     for one in baseline.pinned:
         typer.echo(
@@ -121,7 +132,116 @@ def alarms(store: Target, json: AsJson = False) -> None:
     _leave(found, json=json)
 
 
-VERBS = (start, ingest, status, alarms)
+def canary(
+    store: Target,
+    endpoint: Annotated[list[str], typer.Option("--endpoint", metavar="URL", help="OpenAI-compatible server of what is deployed; may be repeated.")],
+    model: Annotated[str, typer.Option("--model", metavar="NAME", help="Its name there.")],
+    sample: Annotated[int | None, typer.Option("--sample", min=1, help="So many prompts, spread over categories (default: all).")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the sample; the same one draws the same prompts.")] = 0,
+    at_once: Annotated[int, typer.Option("--at-once", min=1, help="Requests in flight.")] = 16,
+    every: Annotated[float | None, typer.Option("--every", metavar="DAYS", min=0.01, max=3650, help="From now on, days after which a canary is overdue.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Longest reply, in tokens (default: as in the record).")] = None,
+    patience: Annotated[float, typer.Option("--patience", min=1, help="Seconds for which one prompt is tried.")] = 600.0,
+    run: Annotated[Path | None, typer.Option("--run", metavar="RUN", help="Where the accepted run lies, if it was moved.")] = None,
+    replies: Annotated[Path | None, typer.Option("--replies", metavar="DIR", help="Where replies are kept (default: STORE.canary).")] = None,
+    json: AsJson = False,
+) -> None:  # fmt: skip
+    """Put the gate's own prompts to the live endpoint, and hold the replies against the record's. One that was killed goes on; all share one chance of a false alarm."""
+    from forensics.errors import BadInput
+    from forensics.gate.served import Endpoint, key_from_environment
+    from forensics.monitor.baseline import baseline_of
+    from forensics.monitor.canary import Wanted, replay_canary
+    from forensics.monitor.store import open_store
+    from reports.monitoring import show_canary
+    from reports.progress import bars
+
+    with open_store(store) as opened:
+        baseline = baseline_of(opened)
+        longest = max_new_tokens or baseline.longest
+        if longest is None:
+            raise BadInput(
+                "the record does not say how long replies were",
+                where="--max-new-tokens",
+                hint="give as many tokens as when they were recorded",
+            )
+        server = Endpoint(
+            urls=tuple(endpoint),
+            models=(model, model),
+            max_new_tokens=longest,
+            at_once=at_once,
+            patience=patience,
+            key=key_from_environment(),
+        )
+        beside = replies or (
+            Path("forensics-runs") / f"canary-{baseline.results_digest[:8]}" if "://" in store else Path(f"{store}.canary")
+        )
+        wanted = Wanted(endpoint=server, folder=beside, run=run, sample=sample, seed=seed, every=_days(every))
+        with bars(watched=sys.stderr.isatty()) as progress:
+            told = replay_canary(opened, wanted, time.time, progress)
+    if json:
+        sys.stdout.write(told.model_dump_json(indent=1) + "\n")
+    else:
+        show_canary(told, Console())
+    _leave_with(told.exit_code, json=json)
+
+
+def weights(
+    store: Target,
+    folder: Annotated[str, typer.Argument(help="Folder of the weights that are served; of the base, where an adapter was accepted.", metavar="FOLDER")],
+    adapter: Annotated[list[str] | None, typer.Option("--adapter", metavar="FOLDER", help="An adapter on them, in the record's order; may be repeated.")] = None,
+) -> None:  # fmt: skip
+    """Hold the files that are served against the digests of the accepted candidate. Exits 0, or 20 where they differ."""
+    from forensics.monitor.overview import FINE, ROLL_BACK
+    from forensics.monitor.store import open_store
+    from forensics.monitor.weights import compare_weights
+    from reports.words import printable
+
+    with open_store(store) as opened:
+        found = compare_weights(opened, folder, tuple(adapter or ()), datetime.now(UTC))
+    for note in found.notes:
+        typer.echo(printable(note))
+    if found.alarm is not None:
+        typer.echo(printable(f"{found.alarm.escalation.upper()}: {found.alarm.finding.claim} {found.alarm.advice}"))
+        raise typer.Exit(ROLL_BACK)
+    typer.echo("What is served is what was accepted, by its digests.")
+    raise typer.Exit(FINE)
+
+
+def leaked(
+    store: Target,
+    data: Annotated[list[Path], typer.Argument(help="Training data: JSONL or text, also gzipped.", metavar="FILE...")],
+    run: Annotated[Path | None, typer.Option("--run", metavar="RUN", help="Where the accepted run lies, if it was moved.")] = None,
+) -> None:
+    """Look whether prompts of the gate stand in training data. Exits 0, or 10 where some do."""
+    from forensics.monitor.baseline import baseline_of
+    from forensics.monitor.canary import pinned_run
+    from forensics.monitor.leaks import find_leaks
+    from forensics.monitor.overview import FINE, PEOPLE
+    from forensics.monitor.store import open_store
+    from reports.words import printable
+
+    with open_store(store) as opened:
+        saved = pinned_run(baseline_of(opened), run)
+        found = find_leaks(opened, tuple(saved.prompts.values()), data, datetime.now(UTC))
+    typer.echo(
+        f"{found.looked_for} of {found.prompts} prompts were looked for in {found.words} words: {len(found.whole)} stand there whole, "
+        f"{len(found.overlapping)} more in part."
+    )
+    for id in (*found.whole, *found.overlapping)[:SHOWN]:
+        typer.echo(printable(f"  {id}"))
+    if found.alarm is not None:
+        typer.echo(printable(f"{found.alarm.escalation.upper()}: {found.alarm.finding.claim} {found.alarm.advice}"))
+    raise typer.Exit(PEOPLE if found.alarm is not None else FINE)
+
+
+VERBS = (start, ingest, status, alarms, canary, weights, leaked)
+SHOWN = 20
+"""Prompts that are listed by id."""
+
+
+def _days(days: float | None) -> int | None:
+    """Days, in seconds."""
+    return round(days * 86400) if days is not None else None
 
 
 def _overview(store: str) -> Overview:
@@ -133,8 +253,12 @@ def _overview(store: str) -> Overview:
 
 
 def _leave(found: Overview, *, json: bool) -> None:
+    _leave_with(found.exit_code, json=json)
+
+
+def _leave_with(code: int, *, json: bool) -> None:
     from reports.monitoring import STATUS_WORDS
 
     if not json:
-        typer.echo(f"exit {found.exit_code} ({STATUS_WORDS[found.exit_code]})")
-    raise typer.Exit(found.exit_code)
+        typer.echo(f"exit {code} ({STATUS_WORDS[code]})")
+    raise typer.Exit(code)

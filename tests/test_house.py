@@ -91,6 +91,7 @@ FLOORS = (
         "monitor.sources",
         "monitor.store",
         "monitor.strings",
+        "monitor.schedule",
     ),
     ("anatomy", "placement", "wardrobe", "model", "sites", "verdict", "conclusion", "people.standing"),
     (
@@ -181,8 +182,13 @@ FLOORS = (
         "people.redteam",
         "api",
         "monitor.baseline",
+        "monitor.raising",
         "monitor.ingest",
         "monitor.intake",
+        "monitor.beside",
+        "monitor.canary",
+        "monitor.weights",
+        "monitor.leaks",
         "monitor.state",
     ),
 )
