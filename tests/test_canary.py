@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import command, environment, read_rows, run_cli, silent, write_rows
+from cases import ROOT, command, environment, read_rows, run_cli, silent, write_rows
 from monitored import ANSWER, REFUSAL, gated
 from serving import completion, serving
 
@@ -32,6 +32,7 @@ from forensics.people.signing import Signing, sign
 from forensics.prompts import Message, Prompt
 from forensics.record import Item
 from probes.drift import spent
+from probes.statistics import mcnemar_p
 
 NOW = datetime.now(UTC)
 DAY = 86400.0
@@ -201,6 +202,14 @@ def test_a_life_of_canaries_whose_replies_waver_raises_no_alarm():
     assert words > 0  # it did look
 
 
+@pytest.mark.parametrize(("number", "lost"), [(1, 12), (30, 21), (365, 28)])
+def test_the_readme_says_how_many_prompts_a_canary_needs(number, lost):
+    level = spent(0.05 * CANARIES, number)
+
+    assert 7 * mcnemar_p(lost, 0) <= level < 7 * mcnemar_p(lost - 1, 0)
+    assert f"{lost} at the {'first' if number == 1 else f'{number}th'}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def item(id, reply, configuration):
     return Item(id=id, side="candidate", configuration=configuration, reply=reply, labels={RULE_JUDGE: judge_refusal(reply)})
 
@@ -311,7 +320,7 @@ def test_a_canary_that_is_overdue_is_said(accepted, tmp_path):
         due += [status(store, 10.5), status(store, 11.5)]
 
     assert [one.canaries.overdue for one in due] == [False, True, False, True, False, True]
-    assert [one.exit_code for one in due] == [3, 10, 3, 10, 3, 10]  # 3: no reply of a user was counted
+    assert [one.exit_code for one in due] == [3, 10, 0, 10, 0, 10]  # 3: neither a reply of a user nor a canary
     assert any("none has succeeded" in sentence for sentence in due[1].sentences)
     assert any("the last one succeeded on" in sentence for sentence in due[3].sentences)
 

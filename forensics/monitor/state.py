@@ -53,7 +53,7 @@ def overview(store: Store, now: datetime) -> Overview:
     canaries = _canaried(read_canaries(states, where=store.where), settings, started, now)
     last_event = read_general(states, where=store.where).high_water
     silent = settings.silent_after is not None and now.timestamp() - max(last_event, started) > settings.silent_after
-    code, sentences = _standing(baseline, told, tallies, expired=expired)
+    code, sentences = _standing(baseline, told, tallies, expired=expired, asked=canaries.count > 0)
     late, more = _late(canaries, settings, _moment(last_event) if last_event else "", silent=silent)
     code = max(code, late)
     sentences = (*(sentence for sentence in sentences if not (more and late and sentence == NOBODY)), *more)
@@ -132,8 +132,10 @@ def _moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=0).isoformat()
 
 
-def _standing(baseline: Baseline, told: tuple[Told, ...], tallies: dict[str, int], *, expired: bool) -> tuple[int, tuple[str, ...]]:
-    """Exit code and the sentences that say why; the gravest decides."""
+def _standing(
+    baseline: Baseline, told: tuple[Told, ...], tallies: dict[str, int], *, expired: bool, asked: bool
+) -> tuple[int, tuple[str, ...]]:
+    """Exit code and the sentences that say why; the gravest decides. `asked` says that a canary succeeded: then not nothing is known."""
     said, codes = [], [FINE]
     for escalation, code in (("roll back", ROLL_BACK), ("human review", PEOPLE), ("re-evaluate", PEOPLE)):
         count = sum(one.escalation == escalation for one in told)
@@ -145,10 +147,12 @@ def _standing(baseline: Baseline, told: tuple[Told, ...], tallies: dict[str, int
         said.append(f"The accepted record expired on {baseline.valid_until[:10]}: evaluate again, and start a monitor from that.")
     replies = tallies.get("replies", 0)
     if replies <= tallies.get("without text", 0):
-        codes.append(UNTOLD)
+        codes += [] if asked else [UNTOLD]
         said.append(
             f"None of {replies} replies came with its text, so nothing can be said: let what writes the log keep texts."
             if replies
+            else "No reply of a user has been counted: what is known is of canaries."
+            if asked
             else "No reply has been counted, so nothing can be said."
         )
     if len(codes) == 1:
