@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from forensics.monitor.overview import Overview
 
 EXIT_CODES = (
-    "**Exit codes of `status`, `alarms` and `merge`:** 0 nothing has to be done · 1 the tool failed · 2 the command or an input is wrong · "
-    "3 nothing could be judged · 10 a person must look, or the record expired · 20 roll back"
+    "**Exit codes of `status`, `alarms`, `canary` and `merge`:** 0 nothing has to be done · 1 the tool failed · 2 the command or an input is wrong · "
+    "3 nothing could be judged · 10 a person must look, or something expired or is overdue · 20 roll back"
 )
 Target = Annotated[
     str, typer.Argument(help="The monitor's store: a file, or a URL such as postgresql+psycopg://user@host/name.", metavar="STORE")
@@ -37,6 +37,10 @@ def start(
     shard_of: Annotated[
         str | None, typer.Option("--shard-of", metavar="STORE", help="Another store of this deployment, so that `merge` can tell events that are in both.")
     ] = None,
+    silent_after: Annotated[
+        float | None, typer.Option("--silent-after", metavar="HOURS", min=0.01, max=87600, help="Hours without an event after which `status` exits 10 (default: never).")
+    ] = None,
+    every: Annotated[float | None, typer.Option("--every", metavar="DAYS", min=0.01, max=3650, help="Days between canaries, after which one is overdue (default: none is expected).")] = None,
 ) -> None:  # fmt: skip
     """Pin an accepted run, and make a store that watches what becomes of it."""
     from forensics.monitor.baseline import Settings
@@ -44,7 +48,14 @@ def start(
     from forensics.monitor.database import shown
     from reports.words import printable
 
-    settings = Settings(window=window, retention=retention * 86400, keep_text=keep_text, roll_back=roll_back)
+    settings = Settings(
+        window=window,
+        retention=retention * 86400,
+        keep_text=keep_text,
+        roll_back=roll_back,
+        silent_after=round(silent_after * 3600) if silent_after is not None else None,
+        canary_every=days(every),
+    )
     baseline = begin(run, store, settings=settings, alpha=alpha, now=datetime.now(UTC), shard_of=shard_of)
     for one in baseline.pinned:
         typer.echo(
@@ -177,8 +188,18 @@ def _overview(store: str) -> Overview:
 
 
 def _leave(found: Overview, *, json: bool) -> None:
+    leave_with(found.exit_code, json=json)
+
+
+def leave_with(code: int, *, json: bool) -> None:
+    """Say the exit code in words, unless JSON was asked for, and leave with it."""
     from reports.monitoring import STATUS_WORDS
 
     if not json:
-        typer.echo(f"exit {found.exit_code} ({STATUS_WORDS[found.exit_code]})")
-    raise typer.Exit(found.exit_code)
+        typer.echo(f"exit {code} ({STATUS_WORDS[code]})")
+    raise typer.Exit(code)
+
+
+def days(wanted: float | None) -> int | None:
+    """Days, in seconds."""
+    return round(wanted * 86400) if wanted is not None else None

@@ -25,7 +25,8 @@ HEAVY = ("torch", "transformers", "sklearn", "scipy", "matplotlib", "numpy")
 MODELS = ("torch", "transformers", "peft")
 README = ROOT / "README.md"
 MAY_IMPORT = {
-    "cli": {"cli_gate", "cli_monitor", "cli_options", "cli_people", "cli_report", "cli_walk", "reports", "forensics"},
+    "cli": {"cli_canary", "cli_gate", "cli_monitor", "cli_options", "cli_people", "cli_report", "cli_walk", "reports", "forensics"},
+    "cli_canary": {"cli_monitor", "reports", "forensics"},
     "cli_report": {"cli_walk", "reports", "forensics"},
     "cli_gate": {"cli_options", "cli_walk", "reports", "forensics"},
     "cli_monitor": {"cli_options", "reports", "forensics"},
@@ -95,6 +96,7 @@ FLOORS = (
         "monitor.tables",
         "monitor.store",
         "monitor.strings",
+        "monitor.schedule",
     ),
     ("anatomy", "placement", "wardrobe", "model", "sites", "verdict", "conclusion", "people.standing"),
     (
@@ -185,8 +187,13 @@ FLOORS = (
         "people.redteam",
         "api",
         "monitor.baseline",
+        "monitor.raising",
         "monitor.ingest",
         "monitor.intake",
+        "monitor.beside",
+        "monitor.canary",
+        "monitor.weights",
+        "monitor.leaks",
         "monitor.state",
         "monitor.integrity",
         "monitor.merging",
@@ -206,6 +213,7 @@ def shipped() -> list[Path]:
         ROOT / "cli.py",
         ROOT / "cli_options.py",
         ROOT / "cli_gate.py",
+        ROOT / "cli_canary.py",
         ROOT / "cli_people.py",
         ROOT / "cli_report.py",
         ROOT / "cli_monitor.py",
@@ -431,6 +439,7 @@ def test_the_wheel_works_without_torch_and_without_us(run_folder, tmp_path):
         "cli.py",
         "cli_options.py",
         "cli_gate.py",
+        "cli_canary.py",
         "cli_people.py",
         "cli_report.py",
         "cli_monitor.py",

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cases import as_older_versions_wrote
 from databases import emptied
 from monitored import ANSWER, gated
 
@@ -45,7 +46,7 @@ def test_the_record_is_pinned_with_bounds_above_its_rates(accepted, tmp_path):
 
 def test_what_was_asked_apart_and_the_order_of_replies_change_no_reference(accepted, tmp_path):
     plain = pinned(accepted)
-    folder = shutil.copytree(accepted, tmp_path / "apart")
+    folder = as_older_versions_wrote(shutil.copytree(accepted, tmp_path / "apart"))
     items, prompts = folder / "items.jsonl", folder / "prompts.jsonl"
     rows, asked = ([json.loads(line) for line in file.read_text().splitlines()] for file in (items, prompts))
     harmful = [row for row in asked if row["expect"] == "refuse"]

@@ -12,9 +12,10 @@ import numpy as np
 
 from forensics.errors import BadInput
 from forensics.monitor import alarms
-from forensics.monitor.baseline import RATES, Baseline, baseline_of, settings_of
+from forensics.monitor.baseline import RATES, STRINGS, Baseline, baseline_of, settings_of
 from forensics.monitor.events import Event, Malformed
 from forensics.monitor.formats import read_line
+from forensics.monitor.raising import keep_alarms
 from forensics.monitor.signals import COMPLIANCE, LEARNED, LONG, SHORT, Marks, Scored, score
 from forensics.monitor.sources import (
     Line,
@@ -135,7 +136,7 @@ class Monitor:
         hunts = {}
         for population in POPULATIONS:
             hunt = hunts[population] = Hunt(
-                bound=_usual_flips(self.baseline, population), alpha=self.baseline.alpha * (1 - RATES) / len(POPULATIONS)
+                bound=_usual_flips(self.baseline, population), alpha=self.baseline.alpha * STRINGS / len(POPULATIONS)
             )
             hunt.events, hunt.flips, hunt.found, hunt.recent = general.hunts.get(population, (0, 0, 0, 0.0))
             hunt.suspects = batch.suspects(population)
@@ -273,11 +274,7 @@ class Monitor:
         batch.add_tallies(work.tallies)
         batch.add_aside(work.aside)
         batch.add_texts(work.texts)
-        kept = {one.id: alarms.read_alarm(one, self.store) for one in batch.alarms()} if work.found else {}
-        for id, alarm in work.found.items():
-            stricter = id not in kept or alarms.rank(alarm) >= alarms.rank(kept[id])
-            batch.raise_alarm(alarms.raised(alarm if stricter else kept[id], work.now))
-        work.found = {id: alarm for id, alarm in work.found.items() if id not in kept or alarms.rank(alarm) > alarms.rank(kept[id])}
+        work.found = keep_alarms(batch, self.store, work.found, work.now)
         for population, hunt in memory.hunts.items():
             batch.set_suspects(population, *hunt.changes())
         memory.version += 1

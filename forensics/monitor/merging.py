@@ -16,8 +16,8 @@ from itertools import islice
 from forensics.errors import BadInput
 from forensics.monitor.alarms import interval
 from forensics.monitor.baseline import RATES, Baseline, baseline_of
-from forensics.monitor.overview import Overview, Rate
-from forensics.monitor.state import PEOPLE, UNTOLD, overview
+from forensics.monitor.overview import PEOPLE, UNTOLD, Overview, Rate
+from forensics.monitor.state import overview
 from forensics.monitor.store import Store
 from forensics.monitor.streams import Stream, read_streams
 
