@@ -42,7 +42,9 @@ def history(store: Store, overview: Overview, *, span: int | None) -> History:
         first, newest = view.windows() or (0, -1)
         oldest = max(first, newest + 1 - max(1, (span or settings.retention) // settings.window))
         step = max(1, -(-(newest + 1 - oldest) // MOST_BINS))
-        found = view.course(oldest, newest, step, {category for _, category in wanted})
+        found: dict[tuple[str, str], dict[int, Count]] = {}
+        for signal, category, back, events, hits in view.course(oldest, newest, step, {category for _, category in wanted}):
+            found.setdefault((signal, category), {})[back] = Count(events=events, hits=hits)
         behind = tuple(_behind(alarm, settings, expected, view) for alarm in overview.alarms) if settings.keep_text else ()
     return History(
         began=oldest * settings.window,
