@@ -91,6 +91,8 @@ FLOORS = (
         "monitor.sources",
         "monitor.store",
         "monitor.strings",
+        "monitor.wording",
+        "monitor.embedding",
     ),
     ("anatomy", "placement", "wardrobe", "model", "sites", "verdict", "conclusion", "people.standing"),
     (
@@ -150,6 +152,9 @@ FLOORS = (
         "flips",
         "monitor.signals",
         "monitor.streams",
+        "monitor.shapes",
+        "monitor.drift",
+        "monitor.feedback",
         "monitor.alarms",
     ),
     (
@@ -181,6 +186,7 @@ FLOORS = (
         "people.redteam",
         "api",
         "monitor.baseline",
+        "monitor.beside",
         "monitor.ingest",
         "monitor.intake",
         "monitor.state",

@@ -14,10 +14,12 @@ from forensics.monitor.events import (
     Event,
     Malformed,
     Talk,
+    activations,
     duration,
     first_of,
     moment,
     opinion,
+    rating,
     reply_of,
     seconds_between,
     talk_of,
@@ -137,6 +139,8 @@ def _langfuse_score(row: Mapping[str, Any]) -> Event | None:
         time=moment(first_of(row, "timestamp", "createdAt", "created_at")),
         opinion=opinion(value, stars=stars),
         about=about,
+        rating=rating(value) if stars else None,
+        comment=text_of(row.get("comment")) or "",
     )
 
 
@@ -190,6 +194,9 @@ def _plain(row: Mapping[str, Any]) -> Event:
         failed=bool(row.get("error")),
         opinion=opinion(given, stars=name in STARS),
         about=about,
+        rating=rating(given) if name in STARS else None,
+        comment=text_of(row["comment"]) or "" if "comment" in row else "",
+        activations=activations(row["activations"]) if "activations" in row else {},
     )
 
 

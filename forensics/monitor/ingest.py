@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 
 from forensics.errors import BadInput
 from forensics.monitor import alarms
-from forensics.monitor.baseline import RATES, Baseline, baseline_of, settings_of
+from forensics.monitor.baseline import RATES, STRINGS, Baseline, baseline_of, settings_of
+from forensics.monitor.beside import Beside, Follower, spoken
 from forensics.monitor.events import Event, Malformed
+from forensics.monitor.feedback import enriched
 from forensics.monitor.formats import read_line
-from forensics.monitor.signals import COMPLIANCE, LEARNED, LONG, SHORT, Scored, score
+from forensics.monitor.signals import COMPLIANCE, DOWN, LEARNED, LONG, SHORT, Scored, score
 from forensics.monitor.sources import (
     Line,
     Place,
@@ -45,6 +47,7 @@ class Memory:
     high_water: float
     categories: set[str]
     version: int
+    beside: Beside
 
 
 @dataclass(kw_only=True)
@@ -75,6 +78,7 @@ class Monitor:
         self.baseline = baseline_of(store)
         self.settings = settings_of(store)
         self._clock = clock
+        self._follower = Follower(store, self.baseline, self.settings)
         self._memory: Memory | None = None
         self._strings = Strings(store.meta("salt").encode("ascii"))
 
@@ -101,7 +105,7 @@ class Monitor:
                 memory = self._memory = self._recalled(batch)
                 events = self._read(source, lines, work, batch)
                 self._count(events, memory, work)
-                self._decide(memory, work)
+                self._decide(memory, work, batch)
                 self._write(source, after, memory, work, batch)
         except BaseException:
             self._memory = None  # what it knows is ahead of what is kept
@@ -118,7 +122,7 @@ class Monitor:
         hunts = {}
         for population in POPULATIONS:
             hunt = hunts[population] = Hunt(
-                bound=_usual_flips(self.baseline, population), alpha=self.baseline.alpha * (1 - RATES) / len(POPULATIONS)
+                bound=_usual_flips(self.baseline, population), alpha=self.baseline.alpha * STRINGS / len(POPULATIONS)
             )
             hunt.events, hunt.flips, hunt.found, hunt.recent = general.hunts.get(population, (0, 0, 0, 0.0))
             hunt.suspects = batch.suspects(population)
@@ -130,6 +134,7 @@ class Monitor:
             high_water=general.high_water,
             categories=set(general.categories),
             version=general.version,
+            beside=self._follower.read(kept, where=self.store.where),
         )
 
     def _read(self, source: str, lines: Sequence[Line], work: _Work, batch: Batch) -> list[tuple[int, Event]]:
@@ -193,6 +198,7 @@ class Monitor:
                     held[signal].append(hit)
                     if (signal, part) in watched:
                         work.outcomes[signal, part].append(hit)
+            self._follower.take(memory.beside, id, event, scored, time)
             if scored.flip is not None and event.prompt:
                 self._hunt(event.prompt, scored, memory, work)
             if self.settings.keep_text and event.reply is not None:
@@ -230,18 +236,24 @@ class Monitor:
             alarm = alarms.of_string(_storable(text), hunt.suspects[key], population, hunt.usual(), (work.times[-1], work.times[-1]))
             work.found[alarm.finding.id] = alarm
 
-    def _decide(self, memory: Memory, work: _Work) -> None:
+    def _decide(self, memory: Memory, work: _Work, batch: Batch) -> None:
         span = (min(work.times), max(work.times)) if work.times else (work.now, work.now)
+        risen = self._follower.slide(memory.beside, work.outcomes)
         for (signal, category), outcomes in work.outcomes.items():
             name = f"{signal}/{category}"
             old = memory.streams[name]
             stream = memory.streams[name] = feed(old, outcomes)
             alarm = alarms.of_rate(stream, span, roll_back=self.settings.roll_back)
             if alarm is not None:
-                work.found[alarm.finding.id] = alarm
+                work.found[alarm.finding.id] = spoken(alarm, stream, memory.beside)
             elif stream.cusum_alarms > old.cusum_alarms:
-                spoken = alarms.of_cusum(stream, span)
-                work.found[spoken.finding.id] = spoken
+                watched = alarms.of_cusum(stream, span)
+                work.found[watched.finding.id] = watched
+            if alarm is None and name in risen:
+                watched = alarms.of_adwin(stream, memory.beside.windows[name], span)
+                work.found[watched.finding.id] = watched
+        for told in self._follower.decide(memory.beside, span, lambda: enriched(batch.totals(DOWN))):
+            work.found[told.finding.id] = told
 
     def _write(self, source: str, after: Place | None, memory: Memory, work: _Work, batch: Batch) -> None:
         batch.add_seen(work.seen)
@@ -269,7 +281,7 @@ class Monitor:
         )  # fmt: skip
         names = [f"{signal}/{category}" for signal, category in work.outcomes] if memory.version > 1 else list(memory.streams)
         states = {KEPT + name: memory.streams[name].model_dump_json() for name in names}
-        batch.set_states(states | {GENERAL: general.model_dump_json()})
+        batch.set_states(states | {GENERAL: general.model_dump_json()} | memory.beside.states())
         batch.forget_before(int((memory.high_water - self.settings.retention) // self.settings.window))
         if after is not None:
             batch.set_place(source, after)

@@ -216,6 +216,12 @@ class Batch:
         rows = self._connection.execute(sa.select(_counts).order_by(_counts.c.window, _counts.c.signal, _counts.c.category))
         return {Key(window=row.window, signal=row.signal, category=row.category): Count(events=row.events, hits=row.hits) for row in rows}
 
+    def totals(self, signal: str) -> dict[str, tuple[int, int]]:
+        """Events and hits of a signal over all windows, by category."""
+        sums = (_counts.c.category, sa.func.sum(_counts.c.events).label("events"), sa.func.sum(_counts.c.hits).label("hits"))
+        rows = self._connection.execute(sa.select(*sums).where(_counts.c.signal == signal).group_by(_counts.c.category))
+        return {row.category: (int(row.events), int(row.hits)) for row in rows}
+
     def states(self) -> dict[str, str]:
         """States of detectors, by name, as JSON."""
         return {row.name: row.state for row in self._connection.execute(sa.select(_states))}
