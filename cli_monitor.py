@@ -33,6 +33,7 @@ def start(
     roll_back: Annotated[
         float, typer.Option("--roll-back", min=0, max=100, help="Percentage points of compliance over the record's that ask for a roll-back.")
     ] = 30.0,
+    rhythm: Annotated[int, typer.Option("--rhythm", min=60, max=31 * 86400, help="Seconds in which traffic repeats itself; its shapes are learned for as long.")] = 86400,
     keep_text: Annotated[bool, typer.Option("--keep-text", help="Keep prompts and replies; otherwise they are dropped once they are scored.")] = False,
 ) -> None:  # fmt: skip
     """Pin an accepted run, and make a store that watches what becomes of it."""
@@ -40,7 +41,7 @@ def start(
     from forensics.monitor.baseline import start as begin
     from reports.words import printable
 
-    settings = Settings(window=window, retention=retention * 86400, keep_text=keep_text, roll_back=roll_back)
+    settings = Settings(window=window, retention=retention * 86400, keep_text=keep_text, roll_back=roll_back, rhythm=rhythm)
     baseline = begin(run, store, settings=settings, alpha=alpha, now=datetime.now(UTC))
     for one in baseline.pinned:
         typer.echo(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from forensics.monitor.overview import Overview, Rate, Told
+from forensics.monitor.overview import Overview, Rate, Said, Shapes, Told
 from reports.words import line, number
 
 STYLES = {"watch": "dim", "re-evaluate": "yellow", "human review": "bold yellow", "roll back": "bold red"}
@@ -33,6 +33,9 @@ def show_overview(overview: Overview, console: Console) -> None:
         soft_wrap=True,
     )  # fmt: skip
     console.print(_rates(overview.rates))
+    _show_shapes(overview.shapes, console)
+    for said in overview.said:
+        _show_said(said, console)
     show_alarms(overview.alarms, console)
     counted = [f"{overview.tallies[name]} {words}" for name, words in TALLIES.items() if overview.tallies.get(name)]
     console.print(line(("Counted: " + ("; ".join(counted) or "nothing yet") + ".", "")), soft_wrap=True)
@@ -56,6 +59,35 @@ def show_alarms(alarms: tuple[Told, ...], console: Console) -> None:
             line((f"    {alarm.detector}; events of {alarm.began} to {alarm.ended}; raised {alarm.times} times since {alarm.raised}", "dim")), soft_wrap=True
         )  # fmt: skip
         console.print(line((f"    {alarm.advice}", "")), soft_wrap=True)
+
+
+def _show_shapes(shapes: Shapes, console: Console) -> None:
+    hours = number(shapes.rhythm / 3600)
+    stage = (
+        f"{shapes.blocks} blocks over {hours} hours were learned, {shapes.looks} compared since"
+        if shapes.learned
+        else f"still learning: {shapes.blocks} blocks of at least {shapes.blocks_wanted} over {hours} hours"
+    )
+    console.print(line((f"Shapes of traffic (one of {shapes.one_of} events is looked at; {stage}):", "")), soft_wrap=True)
+    for shape in shapes.shapes:
+        now = ", ".join(f"{bin} {number(share)} %" for bin, share in shape.shares.items()) or f"{shape.events} events"
+        usual = ", ".join(f"{number(share)}" for share in shape.usual.values())
+        tested = f"; p {number(shape.p_value)}" if shape.p_value is not None else ""
+        index = (
+            f", index {number(shape.index)} (by permutation p {number(shape.index_p)})" if shape.index is not None and shape.index_p is not None else ""
+        )  # fmt: skip
+        console.print(line((f"  {shape.shape}: {now}{f' (was {usual})' if usual else ''}{tested}{index}", "dim")), soft_wrap=True)
+
+
+def _show_said(said: Said, console: Console) -> None:
+    if not said.events:
+        return
+    turn = f"; perhaps from {number(said.before)} to {number(said.since)} %" if said.before is not None and said.since is not None else ""
+    most = f"; more in {', '.join(said.most_in)}" if said.most_in else ""
+    console.print(
+        line((f"{said.meaning}: {said.hits} of {said.events}{turn}; evidence {said.evidence:.1f}, alarms at {said.alarms_at:.1f}{most}", "")),
+        soft_wrap=True,
+    )  # fmt: skip
 
 
 def _rates(rates: tuple[Rate, ...]) -> Table:

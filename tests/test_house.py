@@ -188,6 +188,7 @@ FLOORS = (
         "monitor.baseline",
         "monitor.beside",
         "monitor.ingest",
+        "monitor.looks",
         "monitor.intake",
         "monitor.state",
     ),

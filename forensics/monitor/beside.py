@@ -104,7 +104,7 @@ class Follower:
 
     def take(self, beside: Beside, id: int, event: Event, scored: Scored, time: float) -> None:
         """Take an event into account, by its hashed id and the time that it counts at."""
-        if DOWN in scored.marks:
+        if event.opinion and DOWN in scored.marks:
             beside.outcomes.setdefault(DOWN, []).append(scored.marks[DOWN])
         if event.comment:
             beside.outcomes.setdefault(CONCERN, []).append(markers(event.comment, WORDS_OF_HARM) > 0)

@@ -167,9 +167,12 @@ class Drift:
     def take(self, id: int, event: Event, scored: Scored, time: float, looker: Looker) -> list[Result]:
         """Look at an event, if it is in the sample; the results of a block that it fills, once the reference is complete."""
         block = self.block
-        block.began, block.ended = min(block.began, time), max(block.ended, time)
+        if time > block.ended:  # not max(): this runs for every event
+            block.ended = time
+        if time < block.began:
+            block.began = time
         if event.conversation and not event.about:
-            self.talks.count(event.conversation, 0, block)
+            self.talks.count(event.conversation, self.sampling.bits, block)
         if not self.sampling.takes(id, time, self.rhythm):
             return []
         looker.look(event, scored, block, self.scales)

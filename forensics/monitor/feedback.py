@@ -71,6 +71,18 @@ def fed(change: Change, outcomes: Sequence[bool]) -> Change:
     return follow(change, np.asarray(outcomes, dtype=bool))
 
 
+def joined(
+    totals: Mapping[str, tuple[int, int]], marks: Mapping[tuple[int, str], Mapping[str, Sequence[bool]]]
+) -> dict[str, tuple[int, int]]:
+    """Opinions and those against by category, those of a batch that is not written yet among them; `marks` are by window and category."""
+    found = dict(totals)
+    for (_, category), signals in marks.items():
+        said = signals.get(DOWN, ())
+        events, hits = found.get(category, (0, 0))
+        found[category] = (events + len(said), hits + sum(said))
+    return found
+
+
 def enriched(counts: Mapping[str, tuple[int, int]]) -> tuple[Enriched, ...]:
     """Every category with enough opinions against the rest, those with the smallest chance first.
 

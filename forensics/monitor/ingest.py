@@ -12,7 +12,7 @@ from forensics.monitor import alarms
 from forensics.monitor.baseline import RATES, STRINGS, Baseline, baseline_of, settings_of
 from forensics.monitor.beside import Beside, Follower, spoken
 from forensics.monitor.events import Event, Malformed
-from forensics.monitor.feedback import enriched
+from forensics.monitor.feedback import enriched, joined
 from forensics.monitor.formats import read_line
 from forensics.monitor.signals import COMPLIANCE, DOWN, LEARNED, LONG, SHORT, Scored, score
 from forensics.monitor.sources import (
@@ -252,7 +252,7 @@ class Monitor:
             if alarm is None and name in risen:
                 watched = alarms.of_adwin(stream, memory.beside.windows[name], span)
                 work.found[watched.finding.id] = watched
-        for told in self._follower.decide(memory.beside, span, lambda: enriched(batch.totals(DOWN))):
+        for told in self._follower.decide(memory.beside, span, lambda: enriched(joined(batch.totals(DOWN), work.marks))):
             work.found[told.finding.id] = told
 
     def _write(self, source: str, after: Place | None, memory: Memory, work: _Work, batch: Batch) -> None:

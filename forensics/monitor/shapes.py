@@ -90,7 +90,8 @@ class Sampling:
         if self.since is None:
             self.since = time
         self.seen += 1
-        self.latest = max(self.latest, time)
+        if time > self.latest:
+            self.latest = time
         passed = self.latest - self.since
         if self.seen >= RECKONED or passed >= rhythm / PARTS:
             expected = self.seen * (rhythm / PARTS) / max(passed, 1.0)
@@ -200,10 +201,10 @@ class Talks:
 
     turns: dict[int, int] = field(default_factory=dict)
 
-    def count(self, conversation: str, salt: int, block: Block) -> None:
-        """Count a reply of a conversation, if it is one of the chosen."""
-        key = zlib.crc32(conversation.encode("utf-8", "surrogatepass"), salt)
-        if key & 15:
+    def count(self, conversation: str, bits: int, block: Block) -> None:
+        """Count a reply of a conversation, if it is one of the chosen: one of `2**bits`."""
+        key = zlib.crc32(conversation.encode("utf-8", "surrogatepass"))
+        if key & ((1 << bits) - 1):
             return
         turn = self.turns[key] = self.turns.get(key, 0) + 1
         if len(self.turns) > MOST_TALKS:
