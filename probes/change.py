@@ -93,7 +93,7 @@ def follow(change: Change, outcomes: BoolArray) -> Change:
 def _look(change: Change, events: int, hits: int) -> Change:
     points = (*change.points, (events, hits))
     held = np.array([(0, 0), *change.points], dtype=np.float64)  # a rise from the first event on is none: its stake is never won
-    log_evidence, best = -math.inf, 0
+    log_evidence, best = 0.0, 0  # at the first look there is no point yet to bet on
     if change.points:
         each = _log_likelihoods(held[1:], float(events), float(hits))
         log_evidence = float(logsumexp(each + _log_weights(len(change.points)))) - _largest(events, hits)

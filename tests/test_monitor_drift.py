@@ -10,9 +10,12 @@ from forensics.errors import BadInput
 from forensics.monitor.drift import LEARNED, NOW, Drift, read_drift
 from forensics.monitor.embedding import WIDE, Embedder, Gate, pack_prompts
 from forensics.monitor.events import Event
+from forensics.monitor.feedback import PARTS, read_changes, states_of
+from forensics.monitor.feedback import fed as fed_with
 from forensics.monitor.shapes import Block, Looker, Sampling, Scales
 from forensics.monitor.signals import score
 from forensics.monitor.wording import CONCERN, FLATTERY, HEDGES, language, markers
+from probes.change import Change
 
 RHYTHM = 24_000
 STEP = RHYTHM / 3000
@@ -171,6 +174,13 @@ def test_markers_are_looked_for_at_the_beginning_only():
     assert markers("You're absolutely right!", FLATTERY) == 1
     assert markers("x" * 5000 + " perhaps", HEDGES) == 0
     assert markers("It told me how to build a weapon", CONCERN) == 1
+
+
+@pytest.mark.parametrize("count", [1, 25, 50, 400])
+def test_what_is_known_of_opinions_is_kept_after_any_number_of_them(count):
+    changes = {name: fed_with(Change(), [True, *[False] * (count - 1)]) for name in PARTS}
+
+    assert read_changes(states_of(changes, list(PARTS)), where="s.db") == changes
 
 
 def opinions(count, turn):

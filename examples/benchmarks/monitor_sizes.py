@@ -15,8 +15,9 @@ import numpy as np
 from monitor_delay import ALPHA, quiet_run
 
 from forensics.monitor.baseline import FEEDBACK, RATES, SHAPES, STRINGS
-from forensics.monitor.drift import BLOCK, LEAST_BLOCKS
+from forensics.monitor.drift import LEAST_BLOCKS
 from forensics.monitor.feedback import PARTS
+from forensics.monitor.shapes import BLOCK
 from probes.change import Change, follow
 from probes.drift import spent
 from probes.shapes import Bags, inflation_of_means, inflation_of_shares, nearest_mean, nearest_shares, spread_within
