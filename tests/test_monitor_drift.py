@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from monitored import ANSWER, REFUSAL, START, fed, log
@@ -12,6 +14,7 @@ from forensics.monitor.embedding import WIDE, Embedder, Gate, pack_prompts
 from forensics.monitor.events import Event
 from forensics.monitor.feedback import PARTS, read_changes, states_of
 from forensics.monitor.feedback import fed as fed_with
+from forensics.monitor.formats import read_line
 from forensics.monitor.shapes import Block, Looker, Sampling, Scales
 from forensics.monitor.signals import score
 from forensics.monitor.wording import CONCERN, FLATTERY, HEDGES, language, markers
@@ -113,6 +116,44 @@ def test_no_text_is_kept(learned):
 def test_a_damaged_state_is_told(state):
     with pytest.raises(BadInput, match="damaged"):
         read_drift({NOW: state}, RHYTHM, where="s.db")
+
+
+def test_one_late_event_does_not_make_a_day_of_an_hour():
+    drift, looker = Drift(rhythm=RHYTHM), Looker(None)
+    stream = list(events(1200))
+    late = Event(id="999999", time=START - 30 * RHYTHM, prompt="?", reply="!")
+    taken(drift, [*stream[:100], late, *stream[100:]], looker)
+
+    assert drift.blocks
+    assert all(block.ended - block.began < RHYTHM for block in drift.blocks)
+
+
+def test_names_that_no_database_takes_are_kept_in_another_writing():
+    drift = Drift(rhythm=RHYTHM)
+    hostile = [Event(id=str(number), category="\ud800\0", prompt="\ud800", reply="\udfff", activations={f"\ud800{number}": 1.0}) for number in range(40)]  # fmt: skip
+
+    for number, event in enumerate(hostile):
+        drift.take(16 * number, event, score(event, {}), START, Looker(None))
+
+    again = read_drift(drift.states(), RHYTHM, where="s.db")
+    assert again.block.counts == drift.block.counts
+    assert len(again.scales.numbers) == 8
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ({"about": "r1", "stars": 2, "comment": "It was harmful."}, (2.0, "It was harmful.", {})),
+        ({"name": "rating", "value": 4, "dataType": "NUMERIC", "traceId": "t", "comment": "thanks"}, (4.0, "thanks", {})),
+        ({"about": "r1", "feedback": "up", "comment": {"no": 1}}, (None, "", {})),
+        ({"prompt": "?", "reply": "!", "activations": {"refusal": 0.5, "x": float("inf"), "y": "z"}}, (None, "", {"refusal": 0.5})),
+        ({"traceId": "t", "spanId": "s", "attributes": {"gen_ai.operation.name": "chat", "forensics.direction.refusal": 1.5}}, (None, "", {"refusal": 1.5})),
+    ],
+)  # fmt: skip
+def test_ratings_comments_and_numbers_along_directions_are_read(row, found):
+    (event,) = read_line(json.dumps(row).encode())
+
+    assert (event.rating, event.comment, dict(event.activations)) == found
 
 
 @pytest.mark.parametrize(("spacing", "bits"), [(86.4, 0), (1.0, 5), (0.01, 12)])

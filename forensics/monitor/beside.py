@@ -109,12 +109,12 @@ class Follower:
         if event.comment:
             beside.outcomes.setdefault(CONCERN, []).append(markers(event.comment, WORDS_OF_HARM) > 0)
         drift = beside.drift
-        began, ended = drift.block.began, drift.block.ended
+        block = drift.block
         results = drift.take(id, event, scored, time, self._looker)
         if results:
             level = drift.level(self._shapes)
             moved = any(kind_of(one.shape) == PROMPTS and one.p_value <= SEEMS_UNMOVED for one in results)
-            span = (min(began, time), max(ended, time))
+            span = (min(block.began, block.ended), block.ended)
             beside.moved += [(one, moved, level, span) for one in results if one.adjusted <= level]
 
     def slide(self, beside: Beside, outcomes: Mapping[tuple[str, str], Sequence[bool]]) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -169,8 +170,8 @@ class Drift:
         block = self.block
         if time > block.ended:  # not max(): this runs for every event
             block.ended = time
-        if time < block.began:
-            block.began = time
+        if block.began == math.inf:  # a late event makes no block older than the one before it
+            block.began = max(time, self.sampling.latest)
         if event.conversation and not event.about:
             self.talks.count(event.conversation, self.sampling.bits, block)
         if not self.sampling.takes(id, time, self.rhythm):
@@ -217,7 +218,7 @@ class Drift:
 
 def complete(blocks: list[Block], rhythm: float) -> bool:
     """Whether so many blocks are a reference: enough of them, over all of the time in which traffic repeats itself."""
-    return len(blocks) >= LEAST_BLOCKS and max(block.ended for block in blocks) - min(block.began for block in blocks) >= rhythm
+    return len(blocks) >= LEAST_BLOCKS and blocks[-1].ended - blocks[0].began >= rhythm
 
 
 def read_drift(states: Mapping[str, str], rhythm: float, *, where: str) -> Drift:

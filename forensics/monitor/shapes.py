@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forensics.monitor.embedding import LIKE, NARROW, Embedder, Gate, folded
-from forensics.monitor.events import Event
+from forensics.monitor.events import MOST_DIRECTIONS, Event
 from forensics.monitor.signals import ANSWERED, REFUSAL, Scored
 from forensics.monitor.wording import CONCERN, FLATTERY, HEDGES, language, markers
 
@@ -51,7 +51,7 @@ ENDS = {"stop": "stop", "end_turn": "stop", "eos": "stop", "stop_sequence": "sto
 
 @dataclass(kw_only=True)
 class Block:
-    """Counts of a block by shape and bin, and sums of vectors by bag. `began` and `ended` are the times of its first and last events."""
+    """Counts of a block by shape and bin, and sums of vectors by bag. `began` is when it was opened, `ended` the latest time of its events."""
 
     began: float = math.inf
     ended: float = -math.inf
@@ -158,11 +158,12 @@ class Looker:
         if event.prompt:
             self._look_at_prompt(event.prompt, block, scales)
         if event.prompt or event.reply is not None:
-            block.add("categories", scored.category or "(none)")
+            block.add("categories", _storable(scored.category) or "(none)")
         if event.reply is not None and not event.failed:
             self._look_at_reply(event.reply, event, scored, block)
-        for name, number in event.activations.items():
-            if scales.centres is None:
+        for told, number in event.activations.items():
+            name = _storable(told)
+            if scales.centres is None and (name in scales.numbers or len(scales.numbers) < MOST_DIRECTIONS):
                 scales.numbers.setdefault(name, []).append(number)
             elif name in scales.edges:
                 block.add(DIRECTION + name, scales.step(name, number))
@@ -215,6 +216,10 @@ class Talks:
 def like_the_gate(counts: Mapping[str, int]) -> int:
     """How many of the requests counted are like a prompt of the gate."""
     return sum(count for bin, count in counts.items() if float(bin.partition(" ")[0]) >= LIKE)
+
+
+def _storable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _octave(length: int) -> str:
