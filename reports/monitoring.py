@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.table import Table
 
@@ -68,15 +70,24 @@ def _show_shapes(shapes: Shapes, console: Console) -> None:
         if shapes.learned
         else f"still learning: {shapes.blocks} blocks of at least {shapes.blocks_wanted} over {hours} hours"
     )
-    console.print(line((f"Shapes of traffic (one of {shapes.one_of} events is looked at; {stage}):", "")), soft_wrap=True)
+    console.print(
+        line(
+            (f"Shapes of traffic ({f'one of {shapes.one_of} events' if shapes.one_of > 1 else 'every event'} is looked at; {stage}):", "")
+        ),
+        soft_wrap=True,
+    )
     for shape in shapes.shapes:
-        now = ", ".join(f"{bin} {number(share)} %" for bin, share in shape.shares.items()) or f"{shape.events} events"
-        usual = ", ".join(f"{number(share)}" for share in shape.usual.values())
+        now = _bins(shape.shares) or f"{shape.events} events in this block"
+        usual = f" (was {_bins(shape.usual)})" if shape.usual else ""
         tested = f"; p {number(shape.p_value)}" if shape.p_value is not None else ""
         index = (
             f", index {number(shape.index)} (by permutation p {number(shape.index_p)})" if shape.index is not None and shape.index_p is not None else ""
         )  # fmt: skip
-        console.print(line((f"  {shape.shape}: {now}{f' (was {usual})' if usual else ''}{tested}{index}", "dim")), soft_wrap=True)
+        console.print(line((f"  {shape.shape}: {now}{usual}{tested}{index}", "dim")), soft_wrap=True)
+
+
+def _bins(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{bin} {number(share)} %" for bin, share in shares.items())
 
 
 def _show_said(said: Said, console: Console) -> None:

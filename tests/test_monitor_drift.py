@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
+from io import StringIO
 
 import numpy as np
 import pytest
 from monitored import ANSWER, REFUSAL, START, fed, log
+from rich.console import Console
 
 from forensics.errors import BadInput
 from forensics.monitor.drift import LEARNED, NOW, Drift, read_drift
@@ -17,8 +20,10 @@ from forensics.monitor.feedback import fed as fed_with
 from forensics.monitor.formats import read_line
 from forensics.monitor.shapes import Block, Looker, Sampling, Scales
 from forensics.monitor.signals import score
+from forensics.monitor.state import overview
 from forensics.monitor.wording import CONCERN, FLATTERY, HEDGES, language, markers
 from probes.change import Change
+from reports.monitoring import show_overview
 
 RHYTHM = 24_000
 STEP = RHYTHM / 3000
@@ -247,3 +252,29 @@ def test_opinions_that_turn_raise_an_alarm_that_names_the_category(watch, tmp_pa
     assert "tax" not in alarm.finding.claim
     before = next(one for one in alarm.finding.evidence if one.name == "down.rate")
     assert before.low < 20 < before.high
+
+
+def test_the_page_and_the_overview_tell_of_shapes_and_opinions(watch, tmp_path):
+    monitor = watch(rhythm=RHYTHM)
+    said = [
+        {"id": f"o{number}", "about": str(number), "time": START + number, "feedback": ("up", "down")[number % 9 == 0]}
+        for number in range(200)
+    ]
+    rows = [{"id": one.id, "time": one.time, "prompt": one.prompt, "reply": one.reply, "category": "plain"} for one in events(1500)]
+    fed(monitor, log(tmp_path / "a.jsonl", [*rows, *said]))
+
+    found = overview(monitor.store, datetime.now(UTC))
+    console = Console(width=200, record=True, file=StringIO())
+    show_overview(found, console)
+    page = console.export_text()
+
+    shapes = {one.shape: one for one in found.shapes.shapes}
+    assert (found.shapes.learned, found.shapes.blocks, found.shapes.looks) == (False, 3, 0)
+    assert shapes["language of requests"].usual["en"] == pytest.approx(95, abs=3)
+    assert "likeness to the gate" in shapes
+    (down,) = [one for one in found.said if one.signal == "down"]
+    assert (down.events, down.hits) == (200, 23)
+    assert "every event is looked at" in page
+    assert "still learning: 3 blocks of at least 12 over 6.67 hours" in page
+    assert "(was en 95.3 %, " in page
+    assert "opinions against a reply among all opinions: 23 of 200" in page
