@@ -186,7 +186,7 @@ FLOORS = (
         "people.redteam",
         "api",
         "monitor.baseline",
-        "monitor.beside",
+        "monitor.following",
         "monitor.ingest",
         "monitor.looks",
         "monitor.intake",

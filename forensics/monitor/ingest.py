@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from forensics.errors import BadInput
 from forensics.monitor import alarms
 from forensics.monitor.baseline import RATES, STRINGS, Baseline, baseline_of, settings_of
-from forensics.monitor.beside import Beside, Follower, spoken
 from forensics.monitor.events import Event, Malformed
 from forensics.monitor.feedback import enriched, joined
+from forensics.monitor.following import Beside, Follower, spoken
 from forensics.monitor.formats import read_line
 from forensics.monitor.signals import COMPLIANCE, DOWN, LEARNED, LONG, SHORT, Scored, score
 from forensics.monitor.sources import (

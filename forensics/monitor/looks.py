@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from forensics.monitor.alarms import CHANGING, ENRICHED
 from forensics.monitor.baseline import FEEDBACK, SHAPES, Baseline, Settings
-from forensics.monitor.beside import kind_of
 from forensics.monitor.drift import LEAST_BLOCKS, Drift, read_drift
 from forensics.monitor.feedback import PARTS, enriched, read_changes
+from forensics.monitor.following import kind_of
 from forensics.monitor.overview import Said, Shape, Shapes
 from forensics.monitor.signals import DOWN
 
