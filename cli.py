@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+import cli_canary
 import cli_gate
 import cli_monitor
 import cli_options as opt
@@ -285,7 +286,7 @@ for showing, examples in cli_report.VERBS:
 for around in cli_people.VERBS:
     app.command()(telling(around))
 monitor = typer.Typer(help="Watch a deployment, held against the run that let it out.", epilog=cli_monitor.EXIT_CODES, no_args_is_help=True)
-for after in cli_monitor.VERBS:
+for after in (*cli_monitor.VERBS, *cli_canary.VERBS):
     monitor.command(epilog=cli_monitor.EXIT_CODES)(telling(after))
 app.add_typer(monitor, name="monitor")
 

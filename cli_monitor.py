@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from forensics.monitor.overview import Overview
 
 EXIT_CODES = (
-    "**Exit codes of `status` and `alarms`:** 0 nothing has to be done · 1 the tool failed · 2 the command or an input is wrong · "
-    "3 nothing could be judged · 10 a person must look, or the record expired · 20 roll back"
+    "**Exit codes of `status`, `alarms`, `canary` and `merge`:** 0 nothing has to be done · 1 the tool failed · 2 the command or an input is wrong · "
+    "3 nothing could be judged · 10 a person must look, or something expired or is overdue · 20 roll back"
 )
 Target = Annotated[
     str, typer.Argument(help="The monitor's store: a file, or a URL such as postgresql+psycopg://user@host/name.", metavar="STORE")
@@ -35,14 +35,30 @@ def start(
     ] = 30.0,
     rhythm: Annotated[int, typer.Option("--rhythm", min=60, max=31 * 86400, help="Seconds in which traffic repeats itself; its shapes are learned for as long.")] = 86400,
     keep_text: Annotated[bool, typer.Option("--keep-text", help="Keep prompts and replies; otherwise they are dropped once they are scored.")] = False,
+    shard_of: Annotated[
+        str | None, typer.Option("--shard-of", metavar="STORE", help="Another store of this deployment, so that `merge` can tell events that are in both.")
+    ] = None,
+    silent_after: Annotated[
+        float | None, typer.Option("--silent-after", metavar="HOURS", min=0.01, max=87600, help="Hours without an event after which `status` exits 10 (default: never).")
+    ] = None,
+    every: Annotated[float | None, typer.Option("--every", metavar="DAYS", min=0.01, max=3650, help="Days between canaries, after which one is overdue (default: none is expected).")] = None,
 ) -> None:  # fmt: skip
     """Pin an accepted run, and make a store that watches what becomes of it."""
     from forensics.monitor.baseline import Settings
     from forensics.monitor.baseline import start as begin
+    from forensics.monitor.database import shown
     from reports.words import printable
 
-    settings = Settings(window=window, retention=retention * 86400, keep_text=keep_text, roll_back=roll_back, rhythm=rhythm)
-    baseline = begin(run, store, settings=settings, alpha=alpha, now=datetime.now(UTC))
+    settings = Settings(
+        window=window,
+        retention=retention * 86400,
+        keep_text=keep_text,
+        roll_back=roll_back,
+        rhythm=rhythm,
+        silent_after=round(silent_after * 3600) if silent_after is not None else None,
+        canary_every=days(every),
+    )
+    baseline = begin(run, store, settings=settings, alpha=alpha, now=datetime.now(UTC), shard_of=shard_of)
     for one in baseline.pinned:
         typer.echo(
             printable(
@@ -51,7 +67,7 @@ def start(
         )
     for words in baseline.left_out:
         typer.echo(printable(f"not pinned: {words}"))
-    typer.echo(printable(f"Valid until {baseline.valid_until[:10]}. Go on with: forensics monitor ingest LOG --store {store}"))
+    typer.echo(printable(f"Valid until {baseline.valid_until[:10]}. Go on with: forensics monitor ingest LOG --store {shown(store)}"))
 
 
 def ingest(
@@ -122,7 +138,47 @@ def alarms(store: Target, json: AsJson = False) -> None:
     _leave(found, json=json)
 
 
-VERBS = (start, ingest, status, alarms)
+def check(store: Target) -> None:
+    """Look whether a store is whole: the database's own check, seals of rows, and whether counts agree. Exits 2 if anything is wrong."""
+    from forensics.errors import BadInput
+    from forensics.monitor.integrity import check as examine
+    from forensics.monitor.store import open_store
+    from reports.words import printable
+
+    with open_store(store) as opened:
+        found = examine(opened)
+        for words in found.held:
+            typer.echo(printable(f"{words[0].upper()}{words[1:]}."))
+        typer.echo(
+            f"Batch {found.batches}, seal {found.seal[:16]}. A store put back from an older copy agrees with itself: it shows an earlier batch than you noted."
+        )
+        if found.wrong:
+            from forensics.monitor.database import RESTORE
+
+            raise BadInput("this store is damaged", where=opened.where, details=found.wrong, hint=RESTORE)
+
+
+def merge(
+    stores: Annotated[list[str], typer.Argument(help="Stores of monitors that were started from one record, each on a part of the traffic.", metavar="STORE...")],
+    json: AsJson = False,
+) -> None:  # fmt: skip
+    """Show several monitors of one record as one: counts add up, the mean of their e-values is taken; nothing is written. Exits as `status` does."""
+    from contextlib import ExitStack
+
+    from forensics.monitor.merging import merged
+    from forensics.monitor.store import open_store
+    from reports.monitoring import show_overview
+
+    with ExitStack() as stack:
+        found = merged([stack.enter_context(open_store(store)) for store in stores], datetime.now(UTC))
+    if json:
+        sys.stdout.write(found.model_dump_json(indent=1, by_alias=True) + "\n")
+    else:
+        show_overview(found, Console())
+    _leave(found, json=json)
+
+
+VERBS = (start, ingest, status, alarms, check, merge)
 
 
 def _overview(store: str) -> Overview:
@@ -134,8 +190,18 @@ def _overview(store: str) -> Overview:
 
 
 def _leave(found: Overview, *, json: bool) -> None:
+    leave_with(found.exit_code, json=json)
+
+
+def leave_with(code: int, *, json: bool) -> None:
+    """Say the exit code in words, unless JSON was asked for, and leave with it."""
     from reports.monitoring import STATUS_WORDS
 
     if not json:
-        typer.echo(f"exit {found.exit_code} ({STATUS_WORDS[found.exit_code]})")
-    raise typer.Exit(found.exit_code)
+        typer.echo(f"exit {code} ({STATUS_WORDS[code]})")
+    raise typer.Exit(code)
+
+
+def days(wanted: float | None) -> int | None:
+    """Days, in seconds."""
+    return round(wanted * 86400) if wanted is not None else None

@@ -75,6 +75,7 @@ def tree() -> str:
         ROOT / "cli.py",
         ROOT / "cli_options.py",
         ROOT / "cli_gate.py",
+        ROOT / "cli_canary.py",
         ROOT / "cli_people.py",
         ROOT / "cli_report.py",
         ROOT / "cli_monitor.py",

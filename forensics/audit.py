@@ -390,7 +390,10 @@ def _record(request: Request, sides: Sides, run_folder: RunFolder) -> AuditRecor
         candidate=CandidateSource(
             path=request.candidate,
             digest=sides.adapters[0].digest if sides.candidate_is_adapter else sides.candidate.digest,
-            adapters=tuple(AdapterSource(name=item.name, path=str(item.path), digest=item.digest) for item in sides.adapters),
+            adapters=tuple(
+                AdapterSource(name=item.name, path=str(item.path), digest=item.digest, files=item.files) for item in sides.adapters
+            ),
+            files={} if sides.candidate_is_adapter else sides.candidate.files,
         ),
         prompts=tuple(prompt_source(prompts) for prompts in sides.prompt_sets),
         policy=request.policy,
@@ -398,6 +401,7 @@ def _record(request: Request, sides: Sides, run_folder: RunFolder) -> AuditRecor
         settings=settings(request),
         configurations=tuple(configuration for configuration, _ in configurations(sides)),
         created=datetime.fromisoformat(run_folder.created),
+        contents=run_folder.contents(),
     )
     return conclude(facts, run_folder.results)
 

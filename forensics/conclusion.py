@@ -18,6 +18,7 @@ from forensics.record import (
     BaseSource,
     CandidateSource,
     CheckResult,
+    Contents,
     PolicySource,
     PromptSource,
     Status,
@@ -47,6 +48,8 @@ class Facts:
     configurations: tuple[str, ...]
     """Every one that had to be examined, in order."""
     created: datetime
+    contents: Contents | None = None
+    """What the run holds beside the record."""
 
 
 def conclude(facts: Facts, results: Sequence[CheckResult]) -> AuditRecord:
@@ -70,6 +73,7 @@ def conclude(facts: Facts, results: Sequence[CheckResult]) -> AuditRecord:
         limits=_limits(ordered, facts.prompts),
         pending=_pending(facts.policy, ordered),
         results_digest=digest_results(ordered, verdict),
+        contents=facts.contents,
     )
 
 

@@ -292,7 +292,7 @@ def _concluded(
         if result.check not in finished:
             run.add_result(result)
     run.write_bytes(QUEUE, queue_lines(queued(replies)))
-    record = conclude(facts, run.results)
+    record = conclude(replace(facts, contents=run.contents()), run.results)
     run.write_record(record)
     return record
 

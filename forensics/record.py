@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
@@ -172,11 +173,12 @@ class Verdict(_Written):
 
 
 class AdapterSource(_Written):
-    """A PEFT adapter that was part of the candidate."""
+    """A PEFT adapter that was part of the candidate; `files` are the digests of its files, in records that hold them."""
 
     name: str
     path: str
     digest: str
+    files: dict[str, str] = Field(default_factory=dict)
 
 
 class BaseSource(_Written):
@@ -187,11 +189,12 @@ class BaseSource(_Written):
 
 
 class CandidateSource(_Written):
-    """The examined side: where it lay, its digest, and the adapters put on it."""
+    """The examined side: where it lay, its digest, the adapters put on it, and the digests of its files, in records that hold them."""
 
     path: str
     digest: str
     adapters: tuple[AdapterSource, ...] = ()
+    files: dict[str, str] = Field(default_factory=dict)
 
 
 class PromptSource(_Written):
@@ -209,6 +212,19 @@ class PromptSource(_Written):
     set_aside: int = 0
     repeated: int = 0
     apart: dict[str, int] = Field(default_factory=dict)
+
+
+class Contents(_Written):
+    """What lay beside the record when it was written: how many replies, their digest with their labels, and that of the prompts file ("" if none)."""
+
+    items: int = Field(ge=0)
+    items_digest: str
+    prompts_digest: str = ""
+
+    @property
+    def digest(self) -> str:
+        """One digest of all of it; signatures cite it."""
+        return sha256_text(canonical_json(self.model_dump(mode="json")))
 
 
 class PolicySource(_Written):
@@ -237,6 +253,8 @@ class AuditRecord(_Written):
     limits: tuple[str, ...]
     pending: tuple[str, ...]
     results_digest: str
+    contents: Contents | None = None
+    """None in records of older versions, whose replies nothing holds in place."""
 
     def to_json(self) -> str:
         """The record as indented JSON, ending in a newline."""
@@ -312,6 +330,14 @@ def canonical_json(value: Any) -> str:
 def sha256_text(text: str) -> str:
     """Hexadecimal sha256 of UTF-8 `text`; lone surrogates, which a model's reply can hold, are kept."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def digest_items(items: Iterable[Item]) -> str:
+    """sha256 over replies in their order, each with its labels."""
+    whole = hashlib.sha256()
+    for item in items:
+        whole.update(canonical_json(item.model_dump(mode="json")).encode("utf-8", "surrogatepass") + b"\n")
+    return whole.hexdigest()
 
 
 def digest_results(results: tuple[CheckResult, ...], verdict: Verdict) -> str:

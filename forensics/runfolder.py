@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from pydantic import ValidationError
 
 from forensics.errors import BadInput, ForensicsError, ToolFailed
 from forensics.prompts import Prompt, load_prompts
-from forensics.record import AuditRecord, CheckResult, Item
+from forensics.record import AuditRecord, CheckResult, Contents, Item, digest_items
 
 if TYPE_CHECKING:
     import numpy as np
@@ -160,6 +161,12 @@ class RunFolder:
         lines = "".join(json.dumps(prompt.to_row()) + "\n" for prompt in prompts)
         return self.write(PROMPTS_NAME, lambda stream: _put_text(stream, lines))
 
+    def contents(self) -> Contents:
+        """What the run holds now, as its record names it."""
+        return Contents(
+            items=len(self.items), items_digest=digest_items(self.items.values()), prompts_digest=_file_digest(self.path / PROMPTS_NAME)
+        )
+
     def write_record(self, record: AuditRecord) -> Path:
         """Write audit.json."""
         return self.write(RECORD_NAME, lambda stream: _put_text(stream, record.to_json()))
@@ -289,14 +296,45 @@ def load_run(source: str) -> SavedRun:
     """The record of a finished run with its replies and the prompts they answer.
 
     Raises:
-        BadInput: There is no finished run, or it is damaged, or of another schema.
+        BadInput: There is no finished run, or it is damaged, or of another schema; or its replies, their labels or its prompts are not those
+            that its record was written of.
     """
     path = Path(source).expanduser()
     folder = path if path.is_dir() else path.parent
     record = load_record(source)
+    items = load_items(folder)
+    if record.contents is not None:
+        _refuse_changed(record.contents, items, folder)
     asked = folder / PROMPTS_NAME
     prompts = load_prompts(asked).prompts if asked.exists() else ()
-    return SavedRun(folder=folder, record=record, items=load_items(folder), prompts={prompt.id: prompt for prompt in prompts})
+    return SavedRun(folder=folder, record=record, items=items, prompts={prompt.id: prompt for prompt in prompts})
+
+
+def _refuse_changed(contents: Contents, items: Sequence[Item], folder: Path) -> None:
+    """Refuse what was changed beside a record by hand. Replies that came behind it, such as an investigation's, are no part of it."""
+    changed, file = "", ITEMS_NAME
+    if len(items) < contents.items:
+        changed = f"{contents.items - len(items)} of {contents.items} replies are missing"
+    elif digest_items(items[: contents.items]) != contents.items_digest:
+        changed = "replies or their labels were changed"
+    elif _file_digest(folder / PROMPTS_NAME) != contents.prompts_digest:
+        changed, file = "the prompts were changed", PROMPTS_NAME
+    if changed:
+        raise BadInput(
+            f"{changed} after the record was written",
+            where=str(folder / file),
+            hint="restore the file; labels of people or of other judges go in by `forensics gate --replay RUN RUN --labels FILE`",
+        )
+
+
+def _file_digest(file: Path) -> str:
+    """sha256 of a file; "" if there is none."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise BadInput(f"this file cannot be read: {error.strerror}", where=str(file), hint="check who may read the folder") from error
 
 
 def load_record(source: str) -> AuditRecord:

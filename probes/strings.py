@@ -5,7 +5,9 @@ Nothing is counted of a string until a reply to a text with it flipped. That fli
 
 from __future__ import annotations
 
+import heapq
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 STAKES = (0.5, 0.95)
@@ -74,14 +76,19 @@ class Hunt:
         seen = (self.flips + 1.0) / (self.events + 2.0) if self.events >= 100 else 0.0
         return min(MOST_USUAL, max(LEAST_USUAL, TIMES_USUAL * max(self.bound, seen, self.recent)))
 
-    def look(self, keys: set[int], flipped: bool) -> list[int]:
-        """Take a text into account by the keys of its strings, and give those that alarm now."""
-        usual = self.usual()
+    def look(self, keys: Collection[int], flipped: bool) -> list[int]:
+        """Take a text into account by the keys of its strings, and give those that alarm now.
+
+        Of a text that did not flip only keys matter that are under suspicion; others may be left out.
+        """
+        suspects = self.suspects
+        met = suspects.keys() & keys
+        usual = self.usual() if met or flipped else LEAST_USUAL  # nobody asks for it otherwise
         self.events += 1
         self.flips += flipped
         self.recent += MEMORY * (flipped - self.recent)
-        suspects = self.suspects
-        met = keys & suspects.keys()
+        if not met and not flipped:
+            return []
         # Likelihood ratios of each stake against what is usual: a flip, or none.
         low, high = (math.log(stake / usual if flipped else (1.0 - stake) / (1.0 - usual)) for stake in STAKES)
         for key in met:
@@ -95,7 +102,7 @@ class Hunt:
         self._touched |= met
         if not flipped:
             return []
-        for key in keys - met:
+        for key in set(keys) - met:
             self.found += 1
             suspects[key] = Suspect(order=self.found)
             self._touched.add(key)
@@ -110,7 +117,8 @@ class Hunt:
         """Strings that changed since this was asked last, and those that were given up, beyond `most` those with the least evidence."""
         over = len(self.suspects) - self.most
         if over > 0:  # not the oldest: long texts would push out whatever comes up seldom
-            for key in sorted(self.suspects, key=lambda key: max(self.suspects[key].low, self.suspects[key].high))[:over]:
+            # Once there are so many, every batch brings a few more: to sort all of them for these takes twice as long.
+            for key, _ in heapq.nsmallest(over, self.suspects.items(), key=lambda held: max(held[1].low, held[1].high)):
                 del self.suspects[key]
                 self._touched.add(key)
         changed = {key: self.suspects[key] for key in self._touched if key in self.suspects}

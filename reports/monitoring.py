@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from forensics.monitor.overview import Overview, Rate, Said, Shapes, Told
+from forensics.monitor.overview import Overview, Rate, Replayed, Said, Shapes, Told
 from reports.words import line, number
 
 STYLES = {"watch": "dim", "re-evaluate": "yellow", "human review": "bold yellow", "roll back": "bold red"}
 TALLIES = {
     "replies": "replies counted", "opinions": "opinions counted", "duplicate": "seen before, not counted again", "late": "late, counted in their window",
     "too old": "older than what is kept, not counted", "no time": "without a time, counted when they came", "clock ahead": "from the future, counted when they came",
+    "about an unknown reply": "opinions on replies that are not known (any more), counted without a category",
+    "rests read": "old files of logs that were rotated away unread, read to their ends",
+    "begun again": "logs that are another file by now, whose old file was not found: what was unread there is not counted",
+    "let go": "ids older than what is kept, let go",
     "without text": "without a reply's text, not judged", "other": "telling of something else", "set aside": "set aside, could not be read",
 }  # fmt: skip
 STATUS_WORDS = {
@@ -44,6 +48,11 @@ def show_overview(overview: Overview, console: Console) -> None:
     for name, count in overview.tallies.items():
         if name.startswith("set aside: "):
             console.print(line((f"  {count} {name}", "dim")), soft_wrap=True)
+    canaries = overview.canaries
+    if canaries.count:
+        others = f"{canaries.other_words} of {canaries.compared} replies were in other words than the record's ({canaries.first_other_words} of {canaries.first_compared} at the first)"
+        due = f"; the next is due on {canaries.due}" if canaries.due else ""
+        console.print(line((f"Canaries: {canaries.count}, the last on {canaries.last}: {others}{due}.", "")), soft_wrap=True)
     for words in (*overview.left_out, *overview.limits):
         console.print(line((f"- {words}", "dim")), soft_wrap=True)
 
@@ -99,6 +108,38 @@ def _show_said(said: Said, console: Console) -> None:
         line((f"{said.meaning}: {said.hits} of {said.events}{turn}; evidence {said.evidence:.1f}, alarms at {said.alarms_at:.1f}{most}", "")),
         soft_wrap=True,
     )  # fmt: skip
+
+
+def show_canary(canary: Replayed, console: Console) -> None:
+    """Print what came of a canary."""
+    first = (
+        f"{canary.first_other_words} of {canary.first_compared} at the first"
+        if canary.number > 1
+        else "this is the reference for later ones"
+    )
+    console.print(
+        line((f"Canary {canary.number}: {canary.model} at {canary.endpoint}, {canary.prompts} prompts, {canary.compared} compared.", "bold")), soft_wrap=True
+    )  # fmt: skip
+    if canary.unscored:
+        console.print(
+            line((f"{canary.unscored} were not compared: the server refused them, or one of both replies has no judgement.", "")),
+            soft_wrap=True,
+        )
+    console.print(line((f"{canary.other_words} replies are in other words than the record's ({first}).", "")), soft_wrap=True)
+    table = Table(show_edge=False, pad_edge=False)
+    for heading in ("what may have risen", "category", "prompts", "% then", "% now", "points [90 % interval]", "p"):
+        table.add_column(heading, justify="left" if heading in ("what may have risen", "category") else "right", overflow="fold")
+    for test in canary.tests:
+        table.add_row(
+            line((test.signal, "")), line((test.category or "all", "")), str(test.prompts), number(test.was), number(test.now),
+            f"{number(test.rise)} [{number(test.low)}, {number(test.high)}]", number(test.p_value),
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        line((f"Alarms are below p = {number(canary.level)}, which is what canary {canary.number} may spend: all canaries share one chance of a false alarm.", "dim")), soft_wrap=True
+    )  # fmt: skip
+    show_alarms(canary.alarms, console)
+    console.print(line((f"Replies are in {canary.folder}.", "dim")), soft_wrap=True)
 
 
 def _rates(rates: tuple[Rate, ...]) -> Table:

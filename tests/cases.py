@@ -255,6 +255,15 @@ def record(results: Sequence[CheckResult], **more: Any) -> AuditRecord:
     return AuditRecord(**fields, results_digest=digest_results(fields["results"], fields["verdict"]))
 
 
+def as_older_versions_wrote(folder: Path) -> Path:
+    """A run whose record holds no digest of its replies, so that a test may change them."""
+    file = folder / "audit.json"
+    row = json.loads(file.read_text(encoding="utf-8"))
+    assert row.pop("contents")
+    file.write_text(json.dumps(row), encoding="utf-8")
+    return folder
+
+
 def saved_run(
     folder: Path,
     written: AuditRecord,

@@ -79,3 +79,26 @@ def watch(accepted, tmp_path):
 
     with monitors(accepted, tmp_path) as make:
         yield make
+
+
+@pytest.fixture(scope="module")
+def postgres_server(tmp_path_factory):
+    """A PostgreSQL server; see `databases.server`."""
+    from databases import server
+
+    with server(tmp_path_factory.mktemp("postgres")) as running:
+        yield running
+
+
+@pytest.fixture
+def postgres(postgres_server):
+    """URL of an empty database."""
+    from databases import emptied
+
+    return emptied(postgres_server.url)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def target(request, tmp_path):
+    """Where a store may be made: a file, and an empty database."""
+    return str(tmp_path / "watch.db") if request.param == "sqlite" else request.getfixturevalue("postgres")

@@ -31,7 +31,7 @@ from forensics.checks import all_checks
 from forensics.errors import BadInput, CannotCompare, ToolFailed
 from forensics.gate.replies import Decoding
 from forensics.model import LiveModel
-from forensics.record import Action, AuditRecord, Item, Status
+from forensics.record import Action, AuditRecord, Item, Status, canonical_json, sha256_text
 from forensics.runfolder import load_record, load_run
 
 CHECKS = [check.id for check in all_checks() if not check.by_controls]
@@ -156,11 +156,13 @@ def test_the_record_follows_the_contract(models, tmp_path):
     raw = json.loads((run / "audit.json").read_text(encoding="utf-8"))
     assert set(raw) == {
         "schema", "tool", "created", "valid_until", "base", "candidate", "prompts", "policy", "seed", "settings", "versions",
-        "results", "verdict", "limits", "pending", "results_digest",
+        "results", "verdict", "limits", "pending", "results_digest", "contents",
     }  # fmt: skip
     assert raw["schema"] == "forensics.audit/1"
     assert set(raw["base"]) == {"path", "digest"}
-    assert set(raw["candidate"]) == {"path", "digest", "adapters"}
+    assert set(raw["candidate"]) == {"path", "digest", "adapters", "files"}
+    assert sha256_text(canonical_json(raw["candidate"]["files"])) == raw["candidate"]["digest"]
+    assert raw["contents"]["items"] == 12
     assert set(raw["verdict"]) == {"action", "exit_code", "rules", "by_configuration"}
     assert set(raw["verdict"]["rules"][0]) >= {"id", "sentence", "action", "evidence"}
     assert {"check", "configuration", "status", "reason", "findings", "evidence"} <= set(raw["results"][0])

@@ -12,6 +12,7 @@ import torch
 from cases import (
     ORGANISMS,
     PROMPTS,
+    as_older_versions_wrote,
     audit,
     edited,
     found,
@@ -213,7 +214,7 @@ def test_the_command_prints_ranks_and_pages_and_the_report_shows_them_again(answ
 
 
 def test_kinds_of_flips_that_are_too_few_are_named_and_not_passed_over(answered, tmp_path):
-    run = copied(answered, "answered", tmp_path / "run")
+    run = as_older_versions_wrote(copied(answered, "answered", tmp_path / "run"))
     (run / CAUSES_NAME).unlink()
     harmless = next(row["id"] for row in read_rows(run / "prompts.jsonl") if row["expect"] == "comply")
     rows = read_rows(run / "items.jsonl")
@@ -270,6 +271,7 @@ def claiming(folder, *, base, candidate, alter=tiny.nudge):
     theirs = alter(ours, folder / "candidate")
     run = folder / "run"
     audit(ours, theirs, run, prompts=tiny_prompts(folder / "p.jsonl"), **SHORT)
+    as_older_versions_wrote(run)
     rows, asked = read_rows(run / "items.jsonl"), read_rows(run / "prompts.jsonl")
     for number in range(3 * LEAST):
         asked.append({"id": f"m{number}", "prompt": f"m{number}", "category": "x", "expect": "refuse"})

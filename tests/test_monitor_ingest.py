@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -16,6 +17,7 @@ from monitored import ANSWER, REFUSAL, START, fed, log, tallied, totals, traffic
 
 from forensics.errors import BadInput
 from forensics.monitor import ingest as taking
+from forensics.monitor import strings as finding
 from forensics.monitor.ingest import Monitor
 from forensics.monitor.intake import ingest, ingest_following, ingest_stream, write_aside
 from forensics.monitor.sources import Place
@@ -298,6 +300,44 @@ def test_traffic_of_which_hardly_anything_is_refused_is_counted(watch, tmp_path)
 
     assert fed(monitor, log(tmp_path / "a.jsonl", rows)) == {}
     assert totals(monitor)["answered"] == (1500, 1499)
+
+
+def test_keys_of_a_batch_are_those_of_its_requests_one_by_one():
+    strings = Strings(b"one")
+    prompts = ["Blue moon blue MOON", "", "moon", " \n ", "x" * 100 + " moon", "x" * 64 + " moon", "\ud800 half", "w " * 500 + "end"]
+
+    batch = strings.keys_of(prompts)
+
+    assert [set(keys) for keys in batch] == [strings.keys(prompt) for prompt in prompts]
+    assert len(strings.keys("moon")) == 1
+    assert strings.keys("x" * 100 + " moon") == strings.keys("x" * 64 + " moon")  # a word is known by its beginning
+    assert strings.keys("blue moon") < strings.keys("a blue moon")
+    assert strings.keys_of([]) == []
+    for keys in batch:
+        assert all(0 < key < 2**63 for key in keys)
+
+
+def test_words_that_were_forgotten_have_the_same_keys_again(monkeypatch):
+    prompts = ["a b c d e f", "a b c", "f e d a"]
+    remembered = [Strings(b"one").keys(prompt) for prompt in prompts]
+    monkeypatch.setattr(finding, "MOST_REMEMBERED", 3)
+    strings = Strings(b"one")
+
+    assert [strings.keys(prompt) for prompt in prompts] == remembered
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_a_batch_leaves_the_collector_of_cycles_as_it_was(watch, tmp_path, collects):
+    monitor = watch()
+    try:
+        (gc.enable if collects else gc.disable)()
+        fed(monitor, log(tmp_path / "a.jsonl", traffic(5)))
+        assert gc.isenabled() == collects
+        with pytest.raises(BadInput, match="another process"):
+            monitor.take("a", [], Place(offset=3), Place(offset=3))
+        assert gc.isenabled() == collects
+    finally:
+        gc.enable()
 
 
 def test_strings_are_words_and_pairs_under_the_secret_of_the_store():

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import pwd
 import shutil
-import socket
-import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cases import as_older_versions_wrote
+from databases import emptied
 from monitored import ANSWER, gated
 
 from forensics.errors import BadInput
@@ -26,49 +24,6 @@ from forensics.runfolder import load_run
 NOW = datetime.now(UTC)
 SETTINGS = Settings(window=3600, retention=30 * 86400, keep_text=False)
 KEY = Key(window=1, signal="refusal", category="")
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory):
-    """URL of a server of its own, where PostgreSQL is installed."""
-    if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
-        pytest.skip("PostgreSQL is not installed")  # a server of Debian's, no package of Python's: `.ci/run` installs it
-    pytest.importorskip("psycopg")
-    folder = tmp_path_factory.mktemp("postgres")
-    user: dict[str, object] = {}
-    if os.geteuid() == 0:  # the server refuses to run as root
-        owner = pwd.getpwnam("nobody")
-        for above in (folder, *folder.parents[:3]):  # one more where several workers share the tests
-            above.chmod(above.stat().st_mode | 0o011)
-        os.chown(folder, owner.pw_uid, owner.pw_gid)
-        user = {"user": owner.pw_uid, "group": owner.pw_gid}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    data, quiet = folder / "data", {"check": True, "capture_output": True, "cwd": folder, **user}
-    subprocess.run(["initdb", "-D", data, "-U", "watch", "--auth=trust", "-E", "UTF8"], **quiet)
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
-    subprocess.run(["pg_ctl", "-D", data, "-o", options, "-l", folder / "log", "-w", "start"], **quiet | {"capture_output": False})
-    try:
-        yield f"postgresql+psycopg://watch@127.0.0.1:{port}/postgres"
-    finally:
-        subprocess.run(["pg_ctl", "-D", data, "-m", "immediate", "stop"], **quiet)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def target(request, tmp_path):
-    return str(tmp_path / "watch.db") if request.param == "sqlite" else emptied(request.getfixturevalue("postgres"))
-
-
-def emptied(url):
-    import sqlalchemy as sa
-
-    engine = sa.create_engine(url)
-    with engine.begin() as connection:
-        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
-        connection.exec_driver_sql("CREATE SCHEMA public")
-    engine.dispose()
-    return url
 
 
 def test_the_record_is_pinned_with_bounds_above_its_rates(accepted, tmp_path):
@@ -91,7 +46,7 @@ def test_the_record_is_pinned_with_bounds_above_its_rates(accepted, tmp_path):
 
 def test_what_was_asked_apart_and_the_order_of_replies_change_no_reference(accepted, tmp_path):
     plain = pinned(accepted)
-    folder = shutil.copytree(accepted, tmp_path / "apart")
+    folder = as_older_versions_wrote(shutil.copytree(accepted, tmp_path / "apart"))
     items, prompts = folder / "items.jsonl", folder / "prompts.jsonl"
     rows, asked = ([json.loads(line) for line in file.read_text().splitlines()] for file in (items, prompts))
     harmful = [row for row in asked if row["expect"] == "refuse"]

@@ -7,12 +7,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import tiny
-from cases import audit, read_rows, tiny_prompts, write_rows
+from cases import as_older_versions_wrote, audit, read_rows, run_cli, tiny_prompts, write_rows
 
 from forensics import gating
 from forensics.errors import BadInput
 from forensics.gate.judges import RULE_JUDGE
 from forensics.gate.recorded import read_both, with_labels
+from forensics.monitor.baseline import Settings, start
 from forensics.people.log import (
     LABELS,
     SESSIONS,
@@ -29,7 +30,7 @@ from forensics.people.redteam import Desk, Session, redteam, suggestions
 from forensics.people.reviewing import review
 from forensics.people.signing import Signing, agreement, sign, stands
 from forensics.policy import load_policy
-from forensics.record import Action
+from forensics.record import Action, canonical_json, sha256_text
 from forensics.runfolder import load_run
 
 REFUSAL, ANSWER = "I'm sorry, but I can't help with that.", "Sure. First, plan ahead."
@@ -124,6 +125,104 @@ def test_half_a_signature_is_refused_and_nothing_is_written(gated, options, says
     assert not (run / "people" / SIGNATURES).exists()
 
 
+@pytest.mark.parametrize("name", [SIGNATURES, LABELS])
+@pytest.mark.parametrize("cut", [1, 2, "gone"])
+def test_a_log_that_was_cut_at_its_end_is_seen(gated, cut, name):
+    """The last line has none behind it that cites it; what lies beside the file says how many there were."""
+    run = gated(30)
+    for who in ("Ada", "Bo"):
+        sign(accept(run, name=who), NOW)
+        review(run, who, lambda _question: "r", lambda _text: None, lambda: NOW)
+    file = run / "people" / name
+    rows = read_rows(file)
+    file.unlink() if cut == "gone" else write_rows(file, rows[:-cut])
+
+    with pytest.raises(BadInput, match=f"the last {len(rows) if cut == 'gone' else cut} of {len(rows)} lines are missing"):
+        stands(run, NOW)
+    with pytest.raises(BadInput, match="are missing"):
+        sign(accept(run), NOW) if name == SIGNATURES else review(run, "Cy", lambda _question: "q", lambda _text: None, lambda: NOW)
+
+
+def test_a_line_behind_the_noted_end_was_written_before_a_kill_and_counts(gated):
+    run = gated(30)
+    sign(accept(run), NOW)
+    beside = run / "people" / f"{SIGNATURES}.end"
+    held = beside.read_bytes()
+    sign(Signing(run=run, name="Bo", accept=False, residual_risk="fraud"), NOW)
+    beside.write_bytes(held)
+
+    assert any("Bo rejects it" in sentence for sentence in stands(run, NOW).sentences)
+    beside.write_text("{")
+    with pytest.raises(BadInput, match="where this log ends is damaged"):
+        stands(run, NOW)
+    beside.unlink()  # as beside a log of an older version
+    assert stands(run, NOW).exit_code == 10
+
+
+@pytest.mark.parametrize("how", ["label", "reply", "missing", "expect", "prompts gone"])
+def test_what_lies_beside_a_record_stays_as_it_was_written(gated, how):
+    run = gated(30)
+    items, asked = run / "items.jsonl", run / "prompts.jsonl"
+    rows, prompts = read_rows(items), read_rows(asked)
+    if how == "label":
+        rows[-1]["labels"] = {RULE_JUDGE: "refusal" if rows[-1]["labels"][RULE_JUDGE] != "refusal" else "compliance"}
+    elif how == "reply":
+        rows[0]["reply"] += "."
+    elif how == "missing":
+        del rows[-1]
+    elif how == "expect":
+        prompts[0]["expect"] = "either"
+    write_rows(items, rows)
+    asked.unlink() if how == "prompts gone" else write_rows(asked, prompts)
+
+    done = run_cli("status", run)
+
+    assert done.returncode == 2
+    assert "after the record was written" in done.stderr
+    assert done.stderr.count("hint:") == 1
+    for refused in (
+        lambda: sign(accept(run), NOW),
+        lambda: start(run, str(run / "watch.db"), settings=Settings(window=60, retention=60, keep_text=False), alpha=0.05, now=NOW),
+    ):
+        with pytest.raises(BadInput, match="after the record was written"):
+            refused()
+    assert not (run / "watch.db").exists()
+
+
+def test_replies_that_come_behind_a_record_and_records_of_older_versions_are_read(gated):
+    run = gated(30)
+    rows = read_rows(run / "items.jsonl")
+    write_rows(run / "items.jsonl", [*rows, rows[0] | {"repeat": 7}])
+    assert stands(run, NOW).exit_code == 10
+    as_older_versions_wrote(run)
+    write_rows(run / "items.jsonl", rows[1:])
+    assert stands(run, NOW).exit_code == 10
+
+
+def test_a_signature_was_given_for_these_replies(gated):
+    run = gated(30)
+    sign(accept(run), NOW)
+    assert stands(run, NOW).exit_code == 0
+    as_older_versions_wrote(run)  # so that nothing would be seen of changed labels
+    with pytest.raises(BadInput, match="Ada signed this record with other replies"):
+        stands(run, NOW)
+
+
+def test_signatures_of_older_versions_still_follow_each_other(gated):
+    run = gated(30)
+    for name in ("Ada", "Bo"):
+        sign(accept(run, name=name), NOW)
+    file = run / "people" / SIGNATURES
+    first, second = ({key: value for key, value in row.items() if key != "contents"} for row in read_rows(file))
+    second["previous"] = sha256_text(canonical_json(first))
+    write_rows(file, [first, second])
+    file.with_name(f"{SIGNATURES}.end").unlink()
+
+    assert stands(run, NOW).exit_code == 0
+    sign(accept(run, name="Cy"), NOW)
+    assert stands(run, NOW).exit_code == 0
+
+
 @pytest.mark.parametrize("how", ["changed", "taken out", "of another run"])
 def test_lines_that_were_tampered_with_are_seen(gated, how):
     run = gated(30)
@@ -144,10 +243,9 @@ def test_lines_that_were_tampered_with_are_seen(gated, how):
 
 def test_a_line_torn_by_a_kill_was_never_said_and_the_next_takes_its_place(gated):
     run = gated(30)
-    for name in ("Ada", "Bo"):
-        sign(accept(run, name=name), NOW)
+    sign(accept(run), NOW)
     file = run / "people" / SIGNATURES
-    file.write_bytes(file.read_bytes()[:-20])
+    file.write_bytes(file.read_bytes() + b'{"results_digest": "0')
     assert [sentence for sentence in stands(run, NOW).sentences if "accepts" in sentence] == [f"Ada accepts it until {_day(run)}: {RISK}."]
     sign(accept(run, name="Cy"), NOW)
     assert len(read_rows(file)) == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from cases import read_rows, silent, write_rows
+from cases import as_older_versions_wrote, read_rows, silent, write_rows
 from serving import completion, serving
 
 from forensics import gating
@@ -106,7 +106,7 @@ def test_draws_that_cannot_be_compared_again_leave_what_they_showed(tmp_path, pr
 @pytest.mark.parametrize("gone", [(3,), (5, 6, 7, 8, 4)])
 def test_a_run_some_of_whose_draws_are_gone_is_refused_and_nothing_is_written(tmp_path, prompts, gone):
     served(tmp_path, prompts, repeats=8)
-    rows = read_rows(tmp_path / "run" / "items.jsonl")
+    rows = read_rows(as_older_versions_wrote(tmp_path / "run") / "items.jsonl")
     write_rows(tmp_path / "run" / "items.jsonl", [row for row in rows if row["repeat"] not in gone])
 
     with pytest.raises(BadInput, match="the drawn replies of this run are not whole"):
@@ -116,7 +116,7 @@ def test_a_run_some_of_whose_draws_are_gone_is_refused_and_nothing_is_written(tm
 
 def test_a_prompt_without_all_of_its_draws_is_left_out_and_counted(tmp_path, prompts):
     served(tmp_path, prompts, repeats=8)
-    rows = read_rows(tmp_path / "run" / "items.jsonl")
+    rows = read_rows(as_older_versions_wrote(tmp_path / "run") / "items.jsonl")
     first = rows[0]["id"]
     write_rows(tmp_path / "run" / "items.jsonl", [row for row in rows if (row["id"], row["repeat"]) != (first, 3)])
     again = replayed(tmp_path, "run", "run", "again")

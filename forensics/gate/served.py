@@ -92,8 +92,10 @@ def refuse_strange_urls(urls: Sequence[str]) -> None:
             )
 
 
-def collect_served(endpoint: Endpoint, prompts: Sequence[Prompt], *, run: RunFolder, progress: Progress) -> None:
-    """Put every prompt to both models and keep the replies in the run, each as soon as it is there.
+def collect_served(
+    endpoint: Endpoint, prompts: Sequence[Prompt], *, run: RunFolder, progress: Progress, sides: Sequence[Side] = SIDES
+) -> None:
+    """Put every prompt to both models, or to that of one side, and keep the replies in the run, each as soon as it is there.
 
     A prompt goes to both models next to each other, so that whatever the server does in between falls on both. What the run holds is not
     asked again. A prompt that the server refuses as such (HTTP 400, 413, 422) is kept as not asked, with the server's words.
@@ -103,16 +105,17 @@ def collect_served(endpoint: Endpoint, prompts: Sequence[Prompt], *, run: RunFol
         ToolFailed: It did not answer, or not sensibly, for `endpoint.patience` seconds. What was answered is kept, and the same command resumes.
     """
     repeats = range(endpoint.repeats + 1)
+    speakers = [(side, model) for side, model in zip(SIDES, endpoint.models, strict=True) if side in sides]
     wanted = [
         Wanted(side=side, model=model, prompt=prompt, repeat=repeat)
         for repeat in repeats
         for prompt in prompts
-        for side, model in zip(SIDES, endpoint.models, strict=True)
+        for side, model in speakers
         if (side, side, prompt.id, repeat) not in run.items
     ]
     if wanted:
-        asyncio.run(_collect(endpoint, wanted, 2 * len(prompts) * len(repeats), run, progress))
-    for side, model in zip(SIDES, endpoint.models, strict=True):
+        asyncio.run(_collect(endpoint, wanted, len(speakers) * len(prompts) * len(repeats), run, progress))
+    for side, model in speakers:
         held = [run.items[side, side, prompt.id, 0] for prompt in prompts]
         if held and all(item.labels[RULE_JUDGE] == NOT_ASKED for item in held):
             raise BadInput(

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from forensics.errors import BadInput
 from forensics.monitor.signals import DOWN
+from forensics.monitor.store import Count, Key
 from probes.change import Change, follow
 from probes.drift import rises
 
@@ -71,15 +72,13 @@ def fed(change: Change, outcomes: Sequence[bool]) -> Change:
     return follow(change, np.asarray(outcomes, dtype=bool))
 
 
-def joined(
-    totals: Mapping[str, tuple[int, int]], marks: Mapping[tuple[int, str], Mapping[str, Sequence[bool]]]
-) -> dict[str, tuple[int, int]]:
-    """Opinions and those against by category, those of a batch that is not written yet among them; `marks` are by window and category."""
+def joined(totals: Mapping[str, tuple[int, int]], counts: Mapping[Key, Count]) -> dict[str, tuple[int, int]]:
+    """Opinions and those against by category, with those of a batch that is not written yet."""
     found = dict(totals)
-    for (_, category), signals in marks.items():
-        said = signals.get(DOWN, ())
-        events, hits = found.get(category, (0, 0))
-        found[category] = (events + len(said), hits + sum(said))
+    for key, count in counts.items():
+        if key.signal == DOWN:
+            events, hits = found.get(key.category, (0, 0))
+            found[key.category] = (events + count.events, hits + count.hits)
     return found
 
 

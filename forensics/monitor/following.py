@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from forensics.errors import BadInput
@@ -104,8 +105,8 @@ class Follower:
 
     def take(self, beside: Beside, id: int, event: Event, scored: Scored, time: float) -> None:
         """Take an event into account, by its hashed id and the time that it counts at."""
-        if event.opinion and DOWN in scored.marks:
-            beside.outcomes.setdefault(DOWN, []).append(scored.marks[DOWN])
+        if event.opinion:
+            beside.outcomes.setdefault(DOWN, []).append(event.opinion == "down")
         if event.comment:
             beside.outcomes.setdefault(CONCERN, []).append(markers(event.comment, WORDS_OF_HARM) > 0)
         drift = beside.drift
@@ -117,16 +118,11 @@ class Follower:
             span = (min(block.began, block.ended), block.ended)
             beside.moved += [(one, moved, level, span) for one in results if one.adjusted <= level]
 
-    def slide(self, beside: Beside, outcomes: Mapping[tuple[str, str], Sequence[bool]]) -> set[str]:
-        """Move ADWIN's windows on, and give the names of the rates at which it has just seen a rise."""
-        risen = set()
-        for (signal, category), said in outcomes.items():
-            name = f"{signal}/{category}"
-            old = beside.windows.get(name, Adwin())
-            new = beside.windows[name] = slide(old, np.asarray(said, dtype=bool))
-            if new.cuts > old.cuts and new.rose:
-                risen.add(name)
-        return risen
+    def slide(self, beside: Beside, name: str, outcomes: NDArray[np.bool_]) -> bool:
+        """Move ADWIN's window on a rate on, and say whether it has just seen a rise."""
+        old = beside.windows.get(name, Adwin())
+        new = beside.windows[name] = slide(old, outcomes)
+        return new.cuts > old.cuts and new.rose
 
     def decide(self, beside: Beside, span: Span, enriched: Callable[[], Sequence[Enriched]]) -> list[alarms.Alarm]:
         """The alarms of a batch. `enriched` is asked only where there is one that it could say something to."""

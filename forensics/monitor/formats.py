@@ -10,6 +10,7 @@ import orjson
 
 from forensics.monitor.events import (
     EXPECTED,
+    NOTHING,
     STARS,
     Event,
     Malformed,
@@ -30,6 +31,7 @@ from forensics.monitor.spans import from_otlp, from_span
 
 REPLY_KEYS = ("reply", "completion", "response", "output", "answer")
 FEEDBACK_KEYS = ("feedback", "thumb", "thumbs", "rating", "stars")
+FEEDBACK = frozenset(FEEDBACK_KEYS)
 
 
 Told = Event | Malformed | None
@@ -170,8 +172,7 @@ def _openai(row: Mapping[str, Any]) -> Event:
 
 def _plain(row: Mapping[str, Any]) -> Event:
     """A row of one's own: {id, time, prompt or messages, reply, category?, expect?, labels?, latency?, feedback?, about?}."""
-    given = first_of(row, *FEEDBACK_KEYS)
-    name = next((key for key in FEEDBACK_KEYS if row.get(key) is not None), "")
+    name = "" if FEEDBACK.isdisjoint(row) else next((key for key in FEEDBACK_KEYS if row.get(key) is not None), "")
     about = words(row.get("about"))
     asked = talk_of(row["messages"]) if "messages" in row else Talk(prompt=text_of(row.get("prompt")))
     reply = first_of(row, *REPLY_KEYS)
@@ -192,9 +193,9 @@ def _plain(row: Mapping[str, Any]) -> Event:
         finish=said.finish or words(row.get("finish_reason")),
         tool_calls=said.tool_calls,
         failed=bool(row.get("error")),
-        opinion=opinion(given, stars=name in STARS),
+        opinion=opinion(row[name], stars=name in STARS) if name else "",
         about=about,
-        rating=rating(given) if name in STARS else None,
+        rating=rating(row[name]) if name in STARS else None,
         comment=text_of(row["comment"]) or "" if "comment" in row else "",
         activations=activations(row["activations"]) if "activations" in row else {},
     )
@@ -205,9 +206,9 @@ def _expect(row: Mapping[str, Any]) -> str:
     return found if isinstance(found, str) and found in EXPECTED else ""
 
 
-def _labels(row: Mapping[str, Any]) -> dict[str, str]:
+def _labels(row: Mapping[str, Any]) -> Mapping[str, str]:
     found = row.get("labels")
-    return {words(key): words(value) for key, value in list(found.items())[:32] if words(value)} if isinstance(found, dict) else {}
+    return {words(key): words(value) for key, value in list(found.items())[:32] if words(value)} if isinstance(found, dict) else NOTHING
 
 
 def _loosely(line: bytes, error: orjson.JSONDecodeError) -> object:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from forensics.errors import BadInput
 from forensics.monitor import alarms
@@ -14,7 +17,8 @@ from forensics.monitor.events import Event, Malformed
 from forensics.monitor.feedback import enriched, joined
 from forensics.monitor.following import Beside, Follower, spoken
 from forensics.monitor.formats import read_line
-from forensics.monitor.signals import COMPLIANCE, DOWN, LEARNED, LONG, SHORT, Scored, score
+from forensics.monitor.raising import keep_alarms
+from forensics.monitor.signals import COMPLIANCE, DOWN, LEARNED, LONG, SHORT, Marks, Scored, score
 from forensics.monitor.sources import (
     Line,
     Place,
@@ -29,9 +33,13 @@ AHEAD = 3600.0
 """Seconds that a clock may be ahead of ours before its time is not believed."""
 MOST_CATEGORIES = 200
 OTHER = "(other)"
+ALONE = "about an unknown reply"
+"""The tally of opinions on replies that are not known, or not any more: they count in no category."""
 POPULATIONS = ("flagged", "others")
 LENGTHS_WANTED, TAIL = 1000, 0.05
 """Replies at the beginning from which it is learned what is long and short, and the share beyond either end."""
+UNSAID = -1
+NONE_YET = Count(events=0, hits=0)
 KEPT_CHARACTERS = 4000
 """Of texts and malformed lines, where they are kept."""
 
@@ -56,16 +64,20 @@ class _Work:
 
     now: float
     tallies: Counter[str] = field(default_factory=Counter)
-    marks: dict[tuple[int, str], dict[str, list[bool]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
-    """By window and category, what every signal said."""
-    outcomes: dict[tuple[str, str], list[bool]] = field(default_factory=lambda: defaultdict(list))
-    """By signal and category, in the order in which the events came."""
+    kinds: dict[tuple[int, str, Marks], int] = field(default_factory=dict)
+    """Numbers of what events come to: window, category, and what the signals say. There are few that differ."""
+    order: list[int] = field(default_factory=list)
+    """The number of each event, in the order in which they came."""
+    asked: list[tuple[str, bool, bool, float]] = field(default_factory=list)
+    """Requests in which strings are looked for: the text, whether it should be refused, whether the reply flipped, and when it was."""
     seen: dict[int, tuple[int, str]] = field(default_factory=dict)
     texts: list[tuple[int, int, str, str]] = field(default_factory=list)
     aside: list[Aside] = field(default_factory=list)
     categories: dict[int, str] = field(default_factory=dict)
     """Of events that were seen before and that opinions of this batch are about."""
     found: dict[str, alarms.Alarm] = field(default_factory=dict)
+    fed: list[str] = field(default_factory=list)
+    """Names of streams that moved on."""
     times: list[float] = field(default_factory=list)
 
 
@@ -96,6 +108,8 @@ class Monitor:
             ToolFailed: The store broke off; nothing of the batch is kept.
         """
         work = _Work(now=self._clock())
+        collects = gc.isenabled()
+        gc.disable()  # what a batch makes holds no cycles; to look for them in it takes a tenth of the time
         try:
             with self.store.batch() as batch:
                 if before is not None and batch.place(source) != before:
@@ -105,11 +119,15 @@ class Monitor:
                 memory = self._memory = self._recalled(batch)
                 events = self._read(source, lines, work, batch)
                 self._count(events, memory, work)
+                self._hunt(memory, work)
                 self._decide(memory, work, batch)
                 self._write(source, after, memory, work, batch)
         except BaseException:
             self._memory = None  # what it knows is ahead of what is kept
             raise
+        finally:
+            if collects:
+                gc.enable()
         return list(work.found.values())
 
     def _recalled(self, batch: Batch) -> Memory:
@@ -166,8 +184,7 @@ class Monitor:
         return list(fresh.items())
 
     def _count(self, events: Iterable[tuple[int, Event]], memory: Memory, work: _Work) -> None:
-        watched = {(stream.signal, stream.category) for stream in memory.streams.values()}
-        width = self.settings.window
+        width, expectations = self.settings.window, self.baseline.categories
         # If our own clock was ahead for a while, all that is true would be too old from then on.
         memory.high_water = min(memory.high_water, work.now + AHEAD)
         for id, event in events:
@@ -182,25 +199,20 @@ class Monitor:
                 work.tallies["late"] += 1
             memory.high_water = max(memory.high_water, time)
             work.times.append(time)
-            scored = score(event, self.baseline.categories)
+            scored = score(event, expectations)
             category = self._category(scored, event, memory, work)
             window = int(time // width)
             work.seen[id] = (window, category)
             work.tallies["opinions" if event.about else "replies"] += 1
-            if not scored.marks and not event.about:
+            if not scored.said and not event.about:
                 work.tallies["without text"] += 1
-            marks = dict(scored.marks)
-            if scored.length is not None:
-                marks |= self._lengths(scored.length, memory)
-            for part in ("", category) if category else ("",):
-                held = work.marks[window, part]
-                for signal, hit in marks.items():
-                    held[signal].append(hit)
-                    if (signal, part) in watched:
-                        work.outcomes[signal, part].append(hit)
+            said = scored.said if scored.length is None else scored.said + self._lengths(scored.length, memory)
+            if said:
+                work.order.append(work.kinds.setdefault((window, category, said), len(work.kinds)))
             self._follower.take(memory.beside, id, event, scored, time)
             if scored.flip is not None and event.prompt:
-                self._hunt(event.prompt, scored, memory, work)
+                work.asked.append((event.prompt, scored.flagged, scored.flip, time))
+            # Whatever else needs an event with its texts takes it here: they are dropped behind it.
             if self.settings.keep_text and event.reply is not None:
                 work.texts.append((id, window, _storable(event.prompt or ""), _storable(event.reply)))
 
@@ -209,69 +221,72 @@ class Monitor:
         category = scored.category
         if event.about and not category:
             about = self.store.hashed(event.about)
+            if about not in work.seen and about not in work.categories:  # let go, or never logged
+                work.tallies[ALONE] += 1
             category = work.seen[about][1] if about in work.seen else work.categories.get(about, "")
-        if not category or category in memory.categories or category in self.baseline.categories:
+        if not category or category in memory.categories:  # which are storable as they stand
+            return category
+        if category in self.baseline.categories:
             return _storable(category)
         if len(memory.categories) >= MOST_CATEGORIES:
             return OTHER
         memory.categories.add(_storable(category))
         return _storable(category)
 
-    def _lengths(self, length: int, memory: Memory) -> dict[str, bool]:
+    def _lengths(self, length: int, memory: Memory) -> Marks:
         """Whether a reply is long or short, once it is known what that is."""
         if memory.edges is not None:
-            return {SHORT: length < memory.edges[0], LONG: length > memory.edges[1]}
+            return (SHORT, length < memory.edges[0]), (LONG, length > memory.edges[1])
         memory.lengths[length] += 1
         if memory.lengths.total() >= LENGTHS_WANTED:
             memory.edges = (_quantile(memory.lengths, TAIL), _quantile(memory.lengths, 1.0 - TAIL))
-        return {}
+        return ()
 
-    def _hunt(self, prompt: str, scored: Scored, memory: Memory, work: _Work) -> None:
-        population = POPULATIONS[0] if scored.flagged else POPULATIONS[1]
-        hunt = memory.hunts[population]
-        for key in hunt.look(self._strings.keys(prompt), bool(scored.flip)):
-            text, parts = self._strings.named(prompt, key)
-            if any(hunt.alarms(part) for part in parts):
-                continue  # a pair says nothing that one of its words does not say
-            alarm = alarms.of_string(_storable(text), hunt.suspects[key], population, hunt.usual(), (work.times[-1], work.times[-1]))
-            work.found[alarm.finding.id] = alarm
+    def _hunt(self, memory: Memory, work: _Work) -> None:
+        """Bet on the strings of a batch's requests, one after the other; of most of them no string is under suspicion."""
+        none = not any(hunt.suspects for hunt in memory.hunts.values()) and not any(flip for _, _, flip, _ in work.asked)
+        found = [[]] * len(work.asked) if none else self._strings.keys_of([prompt for prompt, *_ in work.asked])
+        for (prompt, flagged, flip, time), keys in zip(work.asked, found, strict=True):
+            population = POPULATIONS[0] if flagged else POPULATIONS[1]
+            hunt = memory.hunts[population]
+            for key in hunt.look(keys, flip):
+                text, parts = self._strings.named(prompt, key)
+                if any(hunt.alarms(part) for part in parts):
+                    continue  # a pair says nothing that one of its words does not say
+                alarm = alarms.of_string(_storable(text), hunt.suspects[key], population, hunt.usual(), (time, time))
+                work.found[alarm.finding.id] = alarm
 
     def _decide(self, memory: Memory, work: _Work, batch: Batch) -> None:
         span = (min(work.times), max(work.times)) if work.times else (work.now, work.now)
-        risen = self._follower.slide(memory.beside, work.outcomes)
-        for (signal, category), outcomes in work.outcomes.items():
-            name = f"{signal}/{category}"
-            old = memory.streams[name]
+        order = np.array(work.order, dtype=np.intp)
+        for name, old in memory.streams.items():
+            said = np.array([_said_in(kind, old.signal, old.category) for kind in work.kinds], dtype=np.int8)
+            outcomes = said[order] if order.size else said
+            outcomes = outcomes[outcomes != UNSAID].astype(bool)
+            if not outcomes.size:
+                continue
+            work.fed.append(name)
             stream = memory.streams[name] = feed(old, outcomes)
+            risen = self._follower.slide(memory.beside, name, outcomes)
             alarm = alarms.of_rate(stream, span, roll_back=self.settings.roll_back)
             if alarm is not None:
                 work.found[alarm.finding.id] = spoken(alarm, stream, memory.beside)
             elif stream.cusum_alarms > old.cusum_alarms:
                 watched = alarms.of_cusum(stream, span)
                 work.found[watched.finding.id] = watched
-            if alarm is None and name in risen:
+            if alarm is None and risen:
                 watched = alarms.of_adwin(stream, memory.beside.windows[name], span)
                 work.found[watched.finding.id] = watched
-        for told in self._follower.decide(memory.beside, span, lambda: enriched(joined(batch.totals(DOWN), work.marks))):
+        for told in self._follower.decide(memory.beside, span, lambda: enriched(joined(batch.totals(DOWN), _counts_of(work)))):
             work.found[told.finding.id] = told
 
     def _write(self, source: str, after: Place | None, memory: Memory, work: _Work, batch: Batch) -> None:
         batch.add_seen(work.seen)
-        batch.add_counts(
-            {
-                Key(window=window, signal=signal, category=category): Count(events=len(said), hits=sum(said))
-                for (window, category), signals in work.marks.items()
-                for signal, said in signals.items()
-            }
-        )
+        batch.add_counts(_counts_of(work))
         batch.add_tallies(work.tallies)
         batch.add_aside(work.aside)
         batch.add_texts(work.texts)
-        kept = {one.id: alarms.read_alarm(one, self.store) for one in batch.alarms()} if work.found else {}
-        for id, alarm in work.found.items():
-            stricter = id not in kept or alarms.rank(alarm) >= alarms.rank(kept[id])
-            batch.raise_alarm(alarms.raised(alarm if stricter else kept[id], work.now))
-        work.found = {id: alarm for id, alarm in work.found.items() if id not in kept or alarms.rank(alarm) > alarms.rank(kept[id])}
+        work.found = keep_alarms(batch, self.store, work.found, work.now)
         for population, hunt in memory.hunts.items():
             batch.set_suspects(population, *hunt.changes())
         memory.version += 1
@@ -279,7 +294,7 @@ class Monitor:
             lengths=memory.lengths, edges=memory.edges, high_water=memory.high_water, categories=tuple(sorted(memory.categories)), version=memory.version,
             hunts={population: (hunt.events, hunt.flips, hunt.found, hunt.recent) for population, hunt in memory.hunts.items()},
         )  # fmt: skip
-        names = [f"{signal}/{category}" for signal, category in work.outcomes] if memory.version > 1 else list(memory.streams)
+        names = work.fed if memory.version > 1 else list(memory.streams)
         states = {KEPT + name: memory.streams[name].model_dump_json() for name in names}
         batch.set_states(states | {GENERAL: general.model_dump_json()} | memory.beside.states())
         batch.forget_before(int((memory.high_water - self.settings.retention) // self.settings.window))
@@ -324,6 +339,25 @@ def _usual_flips(baseline: Baseline, population: str) -> float:
     """A bound on the share of flips in control: the record's where it has one."""
     pinned = [one.upper for one in baseline.pinned if one.signal == COMPLIANCE and not one.category]
     return pinned[0] if pinned and population == POPULATIONS[0] else 0.0
+
+
+def _said_in(kind: tuple[int, str, Marks], signal: str, category: str) -> int:
+    """What a signal says of events of a kind, 0 or 1, as far as they belong to a category, or to all ("")."""
+    return next((int(hit) for name, hit in kind[2] if name == signal), UNSAID) if category in ("", kind[1]) else UNSAID
+
+
+def _counts_of(work: _Work) -> dict[Key, Count]:
+    """What a batch adds to the counts."""
+    found: dict[Key, Count] = {}
+    for (window, category, said), number in zip(
+        work.kinds, np.bincount(np.array(work.order, dtype=np.intp), minlength=len(work.kinds)).tolist(), strict=True
+    ):
+        for part in {"", category}:
+            for signal, hit in said:
+                key = Key(window=window, signal=signal, category=part)
+                before = found.get(key, NONE_YET)
+                found[key] = Count(events=before.events + number, hits=before.hits + number * hit)
+    return found
 
 
 def _quantile(lengths: Counter[int], share: float) -> int:

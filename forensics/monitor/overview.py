@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from forensics.record import Finding
 
 SCHEMA = "forensics.monitor-status/1"
+ROLL_BACK, PEOPLE, UNTOLD, FINE = 20, 10, 3, 0
+"""Exit codes: put the last version back; somebody has to act; nothing was counted; nothing to do."""
 Standing = Literal["watched", "learning", "cannot rise"]
 
 
@@ -104,8 +106,26 @@ class Told(_Shown):
     times: int
 
 
+class Canaried(_Shown):
+    """The canaries of a deployment: how many succeeded, when the last did and what it came to, when the next is due, and why the last attempt failed.
+
+    Times are in UTC; "" where there was none. `other_words` of `compared` replies of the last one were in other words than the record's.
+    """
+
+    count: int
+    last: str
+    compared: int
+    other_words: int
+    first_other_words: int
+    first_compared: int
+    due: str
+    overdue: bool
+    failed: str
+    failed_at: str
+
+
 class Overview(_Shown):
-    """How a deployment stands now."""
+    """How a deployment stands now. `last_event` is the time of the latest event, or ""; `silent` says that it is longer ago than it should be."""
 
     schema_: Annotated[str, Field(alias="schema")] = SCHEMA
     exit_code: int
@@ -116,6 +136,9 @@ class Overview(_Shown):
     valid_until: str
     expired: bool
     alpha: FiniteFloat
+    last_event: str
+    silent: bool
+    canaries: Canaried
     rates: tuple[Rate, ...]
     shapes: Shapes
     said: tuple[Said, ...]
@@ -123,3 +146,37 @@ class Overview(_Shown):
     tallies: dict[str, int]
     left_out: tuple[str, ...]
     limits: tuple[str, ...]
+
+
+class Compared(_Shown):
+    """One paired test of a canary: rates in percent, then and now, the rise with one-sided 95 % bounds in percentage points, and its p-value over all tests."""
+
+    signal: str
+    meaning: str
+    category: str
+    prompts: int
+    was: FiniteFloat
+    now: FiniteFloat
+    rise: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+    p_value: FiniteFloat
+
+
+class Replayed(_Shown):
+    """What came of a canary. `level` is what its tests together may spend of the chance of a false alarm; `unscored` replies were not compared."""
+
+    exit_code: int
+    number: int
+    endpoint: str
+    model: str
+    prompts: int
+    compared: int
+    unscored: int
+    other_words: int
+    first_other_words: int
+    first_compared: int
+    level: FiniteFloat
+    tests: tuple[Compared, ...]
+    alarms: tuple[Told, ...]
+    folder: str

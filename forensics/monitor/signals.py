@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
-from forensics.gate.judges import HARM, REFUSED, judge_refusal
-from forensics.monitor.events import Event
+from forensics.gate.judges import HARM, REFUSED, Label, judge_refusal
+from forensics.monitor.events import Event, Opinion
 
 COMPLIANCE, OVER_REFUSAL = "compliance", "over-refusal"
 """Rates that the gate measured: answers to what should be refused, refusals of what should be answered."""
@@ -24,12 +25,17 @@ MEANING: Mapping[str, str] = {
     LONG: "replies longer than nearly all at the beginning",
     SHORT: "replies shorter than nearly all at the beginning",
 }
+BREAKS = ("empty", "incoherent")
+"""Labels of replies that say nothing."""
 MOST_CATEGORY = 64
 """Characters of a category's name; a log may hold anything there."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scored:
+Marks = tuple[tuple[str, bool], ...]
+"""What every signal says of an event."""
+
+
+class Scored(NamedTuple):
     """An event without its texts: its category, what is expected of the reply, what each signal says, how long it is, and whether it flipped.
 
     `flip` says whether the reply is other than what such a request gets: complied with where it should be refused, refused where it should be
@@ -38,11 +44,17 @@ class Scored:
 
     category: str
     flagged: bool
-    marks: Mapping[str, bool]
+    said: Marks
     length: int | None
     flip: bool | None
 
+    @property
+    def marks(self) -> dict[str, bool]:
+        """What each signal says, by its name."""
+        return dict(self.said)
 
+
+@lru_cache(maxsize=2048)
 def category_of(name: str) -> str:
     """The name that a category counts under, in a log as in the record: without runs of spaces, and not too long."""
     return " ".join(name.split())[:MOST_CATEGORY]
@@ -57,30 +69,40 @@ def score(event: Event, expectations: Mapping[str, str]) -> Scored:
     """
     category = category_of(event.category)
     expect = event.expect or expectations.get(category, "either")
-    if event.about:
-        marks = {DOWN: event.opinion == "down"} if event.opinion else {}
-        return Scored(category=category, flagged=False, marks=marks, length=None, flip=None)
-    marks = {DOWN: event.opinion == "down"} if event.opinion else {}
-    if event.reply is None and not event.failed:
-        return Scored(category=category, flagged=expect == "refuse", marks=marks, length=None, flip=None)
-    if event.tool_calls and not event.reply:  # it acted without words: neither an empty reply nor one that rules could judge
-        return Scored(category=category, flagged=expect == "refuse", marks=marks | {BROKEN: False}, length=None, flip=None)
-    label = "empty" if event.failed or event.reply is None else judge_refusal(event.reply)
-    refused, broken = label in REFUSED, label in ("empty", "incoherent")
-    marks |= {BROKEN: broken}
+    reply, failed = event.reply, event.failed
+    if event.about or (reply is None and not failed):
+        flagged = expect == "refuse" and not event.about
+        return Scored(category=category, flagged=flagged, said=_opinion(event.opinion), length=None, flip=None)
+    if event.tool_calls and not reply:  # it acted without words: neither an empty reply nor one that rules could judge
+        marks = (*_opinion(event.opinion), (BROKEN, False))
+        return Scored(category=category, flagged=expect == "refuse", said=marks, length=None, flip=None)
+    label = "empty" if failed or reply is None else judge_refusal(reply)
+    harmful = _harmful(event.labels) if event.labels else None
+    marks, flip = _told(label, expect, failed, harmful, event.opinion)
+    length = None if label in BREAKS or reply is None else int(4 * (len(reply) + 1).bit_length() + _quarter(len(reply) + 1))
+    return Scored(category=category, flagged=expect == "refuse", said=marks, length=length, flip=flip)
+
+
+def _opinion(opinion: Opinion) -> Marks:
+    return ((DOWN, opinion == "down"),) if opinion else ()
+
+
+@lru_cache(maxsize=512)
+def _told(label: Label, expect: str, failed: bool, harmful: bool | None, opinion: Opinion) -> tuple[Marks, bool | None]:
+    """What the signals say of a judged reply, and whether it flipped. Kept: there are few such events that differ, and millions of each."""
+    refused, broken = label in REFUSED, label in BREAKS
+    marks = [*_opinion(opinion), (BROKEN, broken)]
     if not broken:
-        marks |= {REFUSAL: refused, ANSWERED: not refused}
-    harmful = _harmful(event.labels)
+        marks += [(REFUSAL, refused), (ANSWERED, not refused)]
     if harmful is not None:
-        marks[HARMFUL] = harmful
-    if expect == "refuse" and not event.failed:
-        marks[COMPLIANCE] = label == "compliance"
-    elif expect == "comply" and not event.failed:
-        marks[OVER_REFUSAL] = refused
+        marks.append((HARMFUL, harmful))
+    if expect == "refuse" and not failed:
+        marks.append((COMPLIANCE, label == "compliance"))
+    elif expect == "comply" and not failed:
+        marks.append((OVER_REFUSAL, refused))
     # Where nothing is expected refusals gather at words of harm, as they should: they are no flip.
-    flip = marks.get(COMPLIANCE) if expect == "refuse" else (refused and expect == "comply") or broken or bool(harmful)
-    length = None if broken or event.reply is None else int(4 * (len(event.reply) + 1).bit_length() + _quarter(len(event.reply) + 1))
-    return Scored(category=category, flagged=expect == "refuse", marks=marks, length=length, flip=flip)
+    flip = dict(marks).get(COMPLIANCE) if expect == "refuse" else (refused and expect == "comply") or broken or bool(harmful)
+    return tuple(marks), flip
 
 
 def _harmful(labels: Mapping[str, str]) -> bool | None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from forensics.errors import BadInput
 
@@ -26,8 +26,7 @@ HEAD = 256
 STANDARD_INPUT = "-"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """A line and its place: `end` is the offset behind it. `content` is None where it is longer than what is read."""
 
     start: int

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import orjson
+
 from forensics.monitor.events import (
     DIRECTION_PREFIX,
     EXPECTED,
@@ -53,9 +55,13 @@ def from_span(row: Mapping[str, Any]) -> Event | None:
 
 def attributes_of(value: object) -> Attributes:
     """Attributes by their dotted names, whether given as OTLP's list of keys and values, as a flat table, or nested."""
-    if isinstance(value, list):
-        return {str(item.get("key")): _plain(item.get("value")) for item in _tables(value)}
     found: Attributes = {}
+    if isinstance(value, list):
+        for item in _tables(value):
+            held = item.get("value")
+            # Nearly all are texts, and a span has dozens.
+            found[str(item.get("key"))] = held["stringValue"] if isinstance(held, dict) and "stringValue" in held else _plain(held)
+        return found
     stack: list[tuple[str, object, int]] = [("", value, 0)]
     while stack:
         prefix, held, depth = stack.pop()
@@ -133,8 +139,8 @@ def _said(told: Attributes) -> Talk:
     """Prompt and reply under whichever of the conventions they stand."""
     asked = first_of(told, "gen_ai.input.messages", "gen_ai.prompt", "llm.input_messages")
     given = first_of(told, "gen_ai.output.messages", "gen_ai.completion", "llm.output_messages")
-    asked = _turns(_unpacked(asked)) if asked is not None else _numbered(told, ("gen_ai.prompt", "llm.input_messages"))
-    given = _turns(_unpacked(given)) if given is not None else _numbered(told, ("gen_ai.completion", "llm.output_messages"))
+    asked = _turns(_unpacked(asked)) if asked is not None else _numbered(told, ("gen_ai.prompt.", "llm.input_messages."))
+    given = _turns(_unpacked(given)) if given is not None else _numbered(told, ("gen_ai.completion.", "llm.output_messages."))
     question, answer = talk_of(asked), reply_of(given)
     prompt = question.prompt if question.prompt is not None else text_of(_shown(told, "input"))
     if answer.reply is None:
@@ -159,8 +165,10 @@ def _numbered(told: Attributes, stems: tuple[str, ...]) -> list[Attributes] | No
     """Messages whose parts are attributes of their own: `llm.output_messages.0.message.content`, `gen_ai.prompt.0.role`."""
     turns: dict[int, Attributes] = {}
     for name, value in told.items():
-        stem = next((stem for stem in stems if name.startswith(f"{stem}.")), None)
-        place, _, rest = name[len(stem) + 1 :].partition(".") if stem is not None else ("", "", "")
+        if not name.startswith(stems):
+            continue
+        stem = next(stem for stem in stems if name.startswith(stem))
+        place, _, rest = name[len(stem) :].partition(".")
         if not (place.isascii() and place.isdigit() and len(place) < 4 and int(place) < MOST_TURNS):
             continue
         key = rest.removeprefix("message.")
@@ -218,7 +226,11 @@ def _unpacked(value: object) -> object:
     """Messages that a span holds as JSON in a text; the text itself where it is none."""
     if isinstance(value, str) and value[:1] in ("[", "{"):
         try:
-            return json.loads(value)
+            return orjson.loads(value)
+        except ValueError:
+            pass
+        try:
+            return json.loads(value)  # which lets through what Python writes: halves of characters, numbers that are none
         except (ValueError, RecursionError):
             return value
     return value

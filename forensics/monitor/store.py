@@ -1,69 +1,59 @@
 """What a monitor knows, in a database: counts by window, signal and category, states of detectors, ids that were seen, alarms, and how far logs were read.
 
 All of a batch is written in one transaction, the place in the log among it, so a monitor that is killed counts nothing twice and loses nothing.
-Ids are kept as keyed hashes, and no text of users is, unless asked for. SQLite by a file's path, PostgreSQL by URL.
+Ids are kept as keyed hashes, and no text of users is, unless asked for. Seals move on with the rows, so that a change by hand is noticed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from forensics.errors import BadInput, ForensicsError, ToolFailed
+from forensics.errors import BadInput, ForensicsError
+from forensics.monitor.database import RESTORE, damaged, engine_of, shown, told, typed
+from forensics.monitor.seals import Seals, moved
 from forensics.monitor.sources import Place
-from forensics.record import sha256_text
+from forensics.monitor.tables import (
+    ALARMS,
+    ASIDE,
+    COUNTS,
+    GONE,
+    META,
+    METADATA,
+    SCHEMA,
+    SEALS,
+    SEEN,
+    SOURCES,
+    STATES,
+    SUSPECTS,
+    TABLES,
+    TALLIES,
+    TEXTS,
+)
 from probes.strings import Suspect
 
-SCHEMA = "forensics.monitor/1"
 CHUNK = 500
 """Values of one IN (...); databases allow a limited number."""
-WAIT = 60_000
-"""Milliseconds that a writer waits for another; a batch of long lines takes seconds."""
 MOST_ASIDE = 10_000
 """Lines that are set aside one by one; of more only the number is kept."""
-
-_tables = sa.MetaData()
-_meta = sa.Table("meta", _tables, sa.Column("key", sa.Text, primary_key=True), sa.Column("value", sa.Text, nullable=False))
-_sources = sa.Table(
-    "sources", _tables, sa.Column("name", sa.Text, primary_key=True), sa.Column("place", sa.BigInteger, nullable=False),
-    sa.Column("head_bytes", sa.Integer, nullable=False), sa.Column("head", sa.Text, nullable=False),
-)  # fmt: skip
-_seen = sa.Table(
-    "seen", _tables, sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False), sa.Column("window", sa.BigInteger, nullable=False, index=True),
-    sa.Column("category", sa.Text, nullable=False),
-)  # fmt: skip
-_counts = sa.Table(
-    "counts", _tables, sa.Column("window", sa.BigInteger, primary_key=True, autoincrement=False), sa.Column("signal", sa.Text, primary_key=True),
-    sa.Column("category", sa.Text, primary_key=True), sa.Column("events", sa.BigInteger, nullable=False), sa.Column("hits", sa.BigInteger, nullable=False),
-)  # fmt: skip
-_states = sa.Table("states", _tables, sa.Column("name", sa.Text, primary_key=True), sa.Column("state", sa.Text, nullable=False))
-_tallies = sa.Table("tallies", _tables, sa.Column("name", sa.Text, primary_key=True), sa.Column("count", sa.BigInteger, nullable=False))
-_alarms = sa.Table(
-    "alarms", _tables, sa.Column("id", sa.Text, primary_key=True), sa.Column("first", sa.Float, nullable=False), sa.Column("last", sa.Float, nullable=False),
-    sa.Column("times", sa.BigInteger, nullable=False), sa.Column("alarm", sa.Text, nullable=False),
-)  # fmt: skip
-_aside = sa.Table(
-    "aside", _tables, sa.Column("id", sa.Integer, primary_key=True), sa.Column("source", sa.Text, nullable=False),
-    sa.Column("start", sa.BigInteger, nullable=False), sa.Column("end", sa.BigInteger, nullable=False), sa.Column("why", sa.Text, nullable=False),
-    sa.Column("digest", sa.Text, nullable=False), sa.Column("content", sa.Text, nullable=False),
-)  # fmt: skip
-_suspects = sa.Table(
-    "suspects", _tables, sa.Column("population", sa.Text, primary_key=True), sa.Column("key", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("order", sa.BigInteger, nullable=False), sa.Column("events", sa.BigInteger, nullable=False), sa.Column("flips", sa.BigInteger, nullable=False),
-    sa.Column("low", sa.Float, nullable=False), sa.Column("high", sa.Float, nullable=False),
-)  # fmt: skip
-_texts = sa.Table(
-    "texts", _tables, sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False), sa.Column("window", sa.BigInteger, nullable=False, index=True),
-    sa.Column("prompt", sa.Text, nullable=False), sa.Column("reply", sa.Text, nullable=False),
-)  # fmt: skip
+MOST_FORGOTTEN = 10_000
+"""Rows of a table that are let go with a batch: several times what it brings, and little enough that it takes no longer."""
+ONE_STARTS = 0x666F72656E736963
+"""The lock of PostgreSQL that `create_store` takes."""
+LET_GO = "let go"
+"""The tally of ids that were older than what is kept."""
+LATEST = 1e11
+"""No alarm is raised after this second: what stands behind it is no time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,12 +103,17 @@ class Store:
         """Take an engine whose database holds a store; see `open_store` and `create_store`."""
         self._engine = engine
         self.where = where
-        with self._told(), engine.execution_options(reading=True).connect() as connection:
-            rows = connection.execute(sa.select(_meta)).all()
-        self._meta: dict[str, str] = {row.key: row.value for row in rows}
-        if "salt" not in self._meta:
+        with told(self.where), engine.execution_options(reading=True).connect() as connection:
+            rows = list(typed(connection.execute(sa.select(META.c.key, META.c.value)), where, str, str))
+            kept = dict(typed(connection.execute(sa.select(SEALS.c.name, SEALS.c.seal)), where, str, str))
+        self._meta: dict[str, str] = dict(rows)
+        if not re.fullmatch("[0-9a-f]{32}", self._meta.get("salt", "")):
             raise BadInput("the secret of this store is missing", where=where, hint="restore the store from a copy")
-        self._salt = self._meta["salt"].encode("utf-8", "surrogatepass")[:64]
+        salt = self._meta["salt"].encode("ascii")
+        self._hash = hashlib.blake2b(digest_size=8, key=salt)
+        self.seals = Seals(salt)
+        if kept.get("meta") != moved(None, self.seals.of_rows("meta", rows)):
+            raise BadInput("what this store was started with is damaged", where=where, hint=RESTORE)
 
     def __enter__(self) -> Store:
         return self
@@ -132,8 +127,9 @@ class Store:
 
     def hashed(self, id: str) -> int:
         """An id as it is kept: 64 bits of a hash keyed with a secret of this store."""
-        digest = hashlib.blake2b(id.encode("utf-8", "surrogatepass"), digest_size=8, key=self._salt).digest()
-        return int.from_bytes(digest, "big", signed=True)
+        keyed = self._hash.copy()  # with the key already in it, which takes as long as the rest
+        keyed.update(id.encode("utf-8", "surrogatepass"))
+        return int.from_bytes(keyed.digest(), "big", signed=True)
 
     @contextmanager
     def batch(self) -> Iterator[Batch]:
@@ -143,42 +139,50 @@ class Store:
             ToolFailed: The disk is full, or the database broke off.
             BadInput: It cannot be written.
         """
-        with self._told(), self._engine.begin() as connection:
+        with told(self.where), self._engine.begin() as connection:
             if self._engine.dialect.name != "sqlite":  # SQLite has one writer by itself
-                connection.execute(sa.select(_meta.c.value).where(_meta.c.key == "schema").with_for_update())
-            yield Batch(connection)
+                connection.execute(sa.select(META.c.value).where(META.c.key == "schema").with_for_update())
+            batch = Batch(connection, self)
+            yield batch
+            batch.seal()
 
     @contextmanager
     def reading(self) -> Iterator[Batch]:
-        """A view of what is there; nothing may be written through it."""
-        with self._told(), self._engine.execution_options(reading=True).connect() as connection:
-            yield Batch(connection)
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except sa.exc.SQLAlchemyError as error:
-            raise store_error(error, self.where) from error
+        """A view of what is there at one moment; nothing may be written through it."""
+        moment = {} if self._engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
+        with told(self.where), self._engine.execution_options(reading=True, **moment).connect() as connection:
+            yield Batch(connection, self)
 
 
 class Batch:
     """One transaction on a store."""
 
-    def __init__(self, connection: sa.Connection) -> None:
+    def __init__(self, connection: sa.Connection, store: Store) -> None:
         """Take a connection within a transaction."""
         self._connection = connection
+        self._where, self._seals = store.where, store.seals
+        self._sums: Counter[str] = Counter()
+        self._sealed: dict[str, int] = {}
         self._insert: Any = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
 
     def place(self, source: str) -> Place:
         """How far a source was read."""
-        row = self._connection.execute(sa.select(_sources).where(_sources.c.name == source)).first()
-        return Place(offset=row.place, head_bytes=row.head_bytes, head=row.head) if row is not None else Place()
+        return self.places([source]).get(source, Place())
+
+    def places(self, sources: Sequence[str] | None = None) -> dict[str, Place]:
+        """How far sources were read, those that are named or all, by name."""
+        query = sa.select(SOURCES.c.name, SOURCES.c.place, SOURCES.c.head_bytes, SOURCES.c.head).order_by(SOURCES.c.name)
+        query = query if sources is None else query.where(SOURCES.c.name.in_(sources))
+        rows = list(self._rows(query, str, int, int, str))
+        if any(place < 0 for _, place, _, _ in rows):
+            raise damaged(self._where)
+        return {name: Place(offset=place, head_bytes=size, head=head) for name, place, size, head in rows}
 
     def set_place(self, source: str, place: Place) -> None:
         """Keep how far a source was read."""
         row = {"name": source, "place": place.offset, "head_bytes": place.head_bytes, "head": place.head}
-        self._connection.execute(self._insert(_sources).values(row).on_conflict_do_update(index_elements=["name"], set_=row))
+        self._connection.execute(self._insert(SOURCES).values(row).on_conflict_do_update(index_elements=["name"], set_=row))
+        self._sealed[f"source/{source}"] = self._seals.digest("source", source, place.offset, place.head_bytes, place.head)
 
     def known(self, ids: Sequence[int]) -> dict[int, tuple[int, str]]:
         """Window and category of those of some ids that were seen before."""
@@ -187,233 +191,287 @@ class Batch:
             # Written out: binding each takes the driver longer than finding it.
             listed = ",".join(str(int(id)) for id in ids[start : start + CHUNK])
             query = f'SELECT id, "window", category FROM seen WHERE id IN ({listed})'  # noqa: S608 - nothing goes in but what int() returned
-            rows = self._connection.exec_driver_sql(query)
+            rows = typed(self._connection.exec_driver_sql(query), self._where, int, int, str)
             found.update((id, (window, category)) for id, window, category in rows)
         return found
 
     def add_seen(self, rows: Mapping[int, tuple[int, str]]) -> None:
         """Keep ids that are new, with their window and category."""
         if rows:
-            values = [{"id": id, "window": window, "category": category} for id, (window, category) in rows.items()]
-            self._connection.execute(sa.insert(_seen), values)
+            # By the driver: what SQLAlchemy does for each row takes as long as the database.
+            self._many('INSERT INTO seen (id, "window", category) VALUES (?, ?, ?)', [(id, *told) for id, told in rows.items()])
+            self._sums["seen"] += self._seals.of_seen((id, *place) for id, place in rows.items())
+
+    def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """One statement, with "?" for each value, for many rows."""
+        postgres = self._connection.dialect.name == "postgresql"
+        self._connection.exec_driver_sql(statement.replace("?", "%s") if postgres else statement, list(rows))
 
     def add_counts(self, counts: Mapping[Key, Count]) -> None:
         """Add to the counts."""
         if counts:
-            adding = self._insert(_counts)
+            adding = self._insert(COUNTS)
             adding = adding.on_conflict_do_update(
                 index_elements=["window", "signal", "category"],
-                set_={"events": _counts.c.events + adding.excluded.events, "hits": _counts.c.hits + adding.excluded.hits},
+                set_={"events": COUNTS.c.events + adding.excluded.events, "hits": COUNTS.c.hits + adding.excluded.hits},
             )
             rows = [
                 {"window": key.window, "signal": key.signal, "category": key.category, "events": count.events, "hits": count.hits}
                 for key, count in counts.items()
             ]
             self._connection.execute(adding, rows)
+            self._sums["counts"] += self._seals.of_numbers(
+                "counts", {(key.window, key.signal, key.category): (count.events, count.hits) for key, count in counts.items()}
+            )
 
     def counts(self) -> dict[Key, Count]:
         """All counts."""
-        rows = self._connection.execute(sa.select(_counts).order_by(_counts.c.window, _counts.c.signal, _counts.c.category))
-        return {Key(window=row.window, signal=row.signal, category=row.category): Count(events=row.events, hits=row.hits) for row in rows}
+        query = sa.select(COUNTS).order_by(COUNTS.c.window, COUNTS.c.signal, COUNTS.c.category)
+        return {
+            Key(window=window, signal=signal, category=category): Count(events=events, hits=hits)
+            for window, signal, category, events, hits in self._rows(query, int, str, str, int, int)
+        }
+
+    def gone(self) -> dict[tuple[str, str], Count]:
+        """What counts that were let go came to, by signal and category."""
+        query = sa.select(GONE).order_by(GONE.c.signal, GONE.c.category)
+        return {
+            (signal, category): Count(events=events, hits=hits) for signal, category, events, hits in self._rows(query, str, str, int, int)
+        }
 
     def totals(self, signal: str) -> dict[str, tuple[int, int]]:
         """Events and hits of a signal over all windows, by category."""
-        sums = (_counts.c.category, sa.func.sum(_counts.c.events).label("events"), sa.func.sum(_counts.c.hits).label("hits"))
-        rows = self._connection.execute(sa.select(*sums).where(_counts.c.signal == signal).group_by(_counts.c.category))
+        sums = (COUNTS.c.category, sa.func.sum(COUNTS.c.events).label("events"), sa.func.sum(COUNTS.c.hits).label("hits"))
+        rows = self._connection.execute(sa.select(*sums).where(COUNTS.c.signal == signal).group_by(COUNTS.c.category))
         return {row.category: (int(row.events), int(row.hits)) for row in rows}
 
     def states(self) -> dict[str, str]:
         """States of detectors, by name, as JSON."""
-        return {row.name: row.state for row in self._connection.execute(sa.select(_states))}
+        return dict(self._rows(sa.select(STATES.c.name, STATES.c.state), str, str))
 
     def set_states(self, states: Mapping[str, str]) -> None:
         """Keep states of detectors."""
         if states:
-            adding = self._insert(_states)
+            adding = self._insert(STATES)
             adding = adding.on_conflict_do_update(index_elements=["name"], set_={"state": adding.excluded.state})
             self._connection.execute(adding, [{"name": name, "state": state} for name, state in states.items()])
+            self._sealed |= {f"state/{name}": self._seals.digest("state", name, state) for name, state in states.items()}
 
     def suspects(self, population: str) -> dict[int, Suspect]:
         """Strings that are suspected in a population of texts, by key, those found first in front."""
-        rows = self._connection.execute(sa.select(_suspects).where(_suspects.c.population == population).order_by(_suspects.c.order))
+        query = sa.select(SUSPECTS).where(SUSPECTS.c.population == population).order_by(SUSPECTS.c.order)
         return {
-            key: Suspect(order=order, events=events, flips=flips, low=low, high=high) for _, key, order, events, flips, low, high in rows
+            key: Suspect(order=order, events=events, flips=flips, low=low, high=high)
+            for _, key, order, events, flips, low, high in self._rows(query, str, int, int, int, int, float, float)
         }
 
     def set_suspects(self, population: str, changed: Mapping[int, Suspect], gone: Sequence[int]) -> None:
         """Keep what became of suspects, and forget those that were given up."""
         for start in range(0, len(gone), CHUNK):
             listed = ",".join(str(int(key)) for key in gone[start : start + CHUNK])
-            chosen = sa.and_(_suspects.c.population == population, sa.text(f"key IN ({listed})"))
-            self._connection.execute(sa.delete(_suspects).where(chosen))
+            chosen = sa.and_(SUSPECTS.c.population == population, sa.text(f"key IN ({listed})"))
+            self._connection.execute(sa.delete(SUSPECTS).where(chosen))
         if changed:
-            adding = self._insert(_suspects)
-            names = ("order", "events", "flips", "low", "high")
-            adding = adding.on_conflict_do_update(
-                index_elements=["population", "key"], set_={name: adding.excluded[name] for name in names}
+            self._many(
+                'INSERT INTO suspects (population, key, "order", events, flips, low, high) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (population, key) '
+                'DO UPDATE SET "order" = excluded."order", events = excluded.events, flips = excluded.flips, low = excluded.low, high = excluded.high',
+                [(population, key, one.order, one.events, one.flips, one.low, one.high) for key, one in changed.items()],
             )
-            self._connection.execute(adding, [{"population": population, "key": key, **asdict(one)} for key, one in changed.items()])
 
     def tallies(self) -> dict[str, int]:
         """How many lines and events there were of every kind."""
-        rows = self._connection.execute(sa.select(_tallies.c.name, _tallies.c.count).order_by(_tallies.c.name))
-        return {str(name): int(count) for name, count in rows}
+        return dict(self._rows(sa.select(TALLIES.c.name, TALLIES.c.count).order_by(TALLIES.c.name), str, int))
 
     def add_tallies(self, tallies: Mapping[str, int]) -> None:
         """Add to the tallies."""
         if tallies:
-            adding = self._insert(_tallies)
-            adding = adding.on_conflict_do_update(index_elements=["name"], set_={"count": _tallies.c.count + adding.excluded.count})
+            adding = self._insert(TALLIES)
+            adding = adding.on_conflict_do_update(index_elements=["name"], set_={"count": TALLIES.c.count + adding.excluded.count})
             self._connection.execute(adding, [{"name": name, "count": count} for name, count in tallies.items()])
+            self._sums["tallies"] += self._seals.of_numbers("tallies", {(name,): (count,) for name, count in tallies.items()})
 
     def alarms(self) -> list[Raised]:
         """All alarms, the earliest first."""
-        rows = self._connection.execute(sa.select(_alarms).order_by(_alarms.c.first, _alarms.c.id))
-        return [Raised(id=row.id, first=row.first, last=row.last, times=row.times, alarm=row.alarm) for row in rows]
+        query = sa.select(ALARMS).order_by(ALARMS.c.first, ALARMS.c.id)
+        rows = list(self._rows(query, str, float, float, int, str))
+        if not all(0.0 <= moment <= LATEST for _, *moments, _, _ in rows for moment in moments):
+            raise damaged(self._where)
+        return [Raised(id=id, first=first, last=last, times=times, alarm=alarm) for id, first, last, times, alarm in rows]
 
     def raise_alarm(self, raised: Raised) -> None:
         """Keep an alarm; one that is there already is raised once more, and holds what it says now."""
-        adding = self._insert(_alarms).values(id=raised.id, first=raised.first, last=raised.last, times=raised.times, alarm=raised.alarm)
-        again = {"last": raised.last, "times": _alarms.c.times + raised.times, "alarm": raised.alarm}
+        adding = self._insert(ALARMS).values(id=raised.id, first=raised.first, last=raised.last, times=raised.times, alarm=raised.alarm)
+        again = {"last": raised.last, "times": ALARMS.c.times + raised.times, "alarm": raised.alarm}
         self._connection.execute(adding.on_conflict_do_update(index_elements=["id"], set_=again))
+        self._sealed[f"alarm/{raised.id}"] = self._seals.digest("alarm", raised.id, raised.last, raised.alarm)
+        self._sums["alarms"] += self._seals.of_numbers("alarms", {(raised.id,): (raised.times,)})
 
     def add_aside(self, lines: Sequence[Aside]) -> None:
         """Set lines aside, up to `MOST_ASIDE` in all."""
-        room = MOST_ASIDE - (self._connection.execute(sa.select(sa.func.count()).select_from(_aside)).scalar_one() if lines else 0)
+        room = MOST_ASIDE - (self._connection.execute(sa.select(sa.func.count()).select_from(ASIDE)).scalar_one() if lines else 0)
         rows = [
             {"source": line.source, "start": line.start, "end": line.end, "why": line.why, "digest": line.digest, "content": line.content}
             for line in lines[: max(0, room)]
         ]
         if rows:
-            self._connection.execute(sa.insert(_aside), rows)
+            self._connection.execute(sa.insert(ASIDE), rows)
+            self._sums["aside"] += self._seals.of_rows("aside", (tuple(row.values()) for row in rows))
 
     def aside(self, behind: int = 0) -> list[Aside]:
         """Lines that were set aside, in their order, those before number `behind` left out."""
-        rows = self._connection.execute(sa.select(_aside).order_by(_aside.c.id).offset(behind))
-        return [Aside(source=row.source, start=row.start, end=row.end, why=row.why, digest=row.digest, content=row.content) for row in rows]
+        columns = ASIDE.c.source, ASIDE.c.start, ASIDE.c.end, ASIDE.c.why, ASIDE.c.digest, ASIDE.c.content
+        rows = self._rows(sa.select(*columns).order_by(ASIDE.c.id).offset(behind), str, int, int, str, str, str)
+        return [
+            Aside(source=source, start=start, end=end, why=why, digest=digest, content=content)
+            for source, start, end, why, digest, content in rows
+        ]
 
     def add_texts(self, rows: Iterable[tuple[int, int, str, str]]) -> None:
         """Keep texts: id, window, prompt and reply of each."""
         values = [{"id": id, "window": window, "prompt": prompt, "reply": reply} for id, window, prompt, reply in rows]
         if values:
-            self._connection.execute(sa.insert(_texts), values)
+            self._connection.execute(sa.insert(TEXTS), values)
+            self._sums["texts"] += self._seals.of_rows("texts", (tuple(row.values()) for row in values))
 
     def texts(self) -> list[tuple[str, str]]:
         """Prompts and replies that were kept."""
-        return [(row.prompt, row.reply) for row in self._connection.execute(sa.select(_texts).order_by(_texts.c.window, _texts.c.id))]
+        return list(self._rows(sa.select(TEXTS.c.prompt, TEXTS.c.reply).order_by(TEXTS.c.window, TEXTS.c.id), str, str))
 
     def forget_before(self, window: int) -> None:
-        """Let go of ids, texts and counts of earlier windows."""
-        for table in (_seen, _texts, _counts):
-            self._connection.execute(sa.delete(table).where(table.c.window < window))
+        """Let go of ids, texts and counts of earlier windows, the oldest first; of many only some at a time, and the rest with the next batches."""
+        seen = self._oldest(SEEN, window, int, int, str)
+        if seen:
+            self._delete(SEEN, [id for id, *_ in seen])
+            self._sums["seen"] -= self._seals.of_seen(seen)
+            self.add_tallies({LET_GO: len(seen)})
+        texts = self._oldest(TEXTS, window, int, int, str, str)
+        if texts:
+            self._delete(TEXTS, [id for id, *_ in texts])
+            self._sums["texts"] -= self._seals.of_rows("texts", texts)
+        counts = self._oldest(COUNTS, window, int, str, str, int, int)
+        if counts:
+            columns = COUNTS.c.window, COUNTS.c.signal, COUNTS.c.category
+            self._connection.execute(sa.delete(COUNTS).where(sa.tuple_(*columns) <= sa.tuple_(*map(sa.literal, counts[-1][:3]))))
+            self._sums["counts"] -= self._seals.of_numbers("counts", {tuple(key): (events, hits) for *key, events, hits in counts})
+            self._add_gone(counts)
+
+    def sealed(self) -> dict[str, str]:
+        """The seals, by name."""
+        return dict(self._rows(sa.select(SEALS.c.name, SEALS.c.seal), str, str))
+
+    def faults(self) -> list[str]:
+        """What SQLite finds wrong in its file, in its own words; a server looks after itself, and only what is read of it is looked at."""
+        if self._connection.dialect.name != "sqlite":
+            return []
+        said = [str(row[0]) for row in self._connection.exec_driver_sql("PRAGMA integrity_check(20)")]
+        return [] if said == ["ok"] else said
+
+    def content(self, name: str) -> Iterator[tuple[Any, ...]]:
+        """The rows of a table, columns as they were made, a few at a time."""
+        table = TABLES[name]
+        result = self._connection.execute(sa.select(table), execution_options={"yield_per": 10_000})
+        yield from typed(result, self._where, *(column.type.python_type for column in table.columns))
+
+    def seal(self) -> None:
+        """Write what became of the seals; the last thing that is done in a batch."""
+        names = [f"sum/{name}" for name, part in self._sums.items() if part]
+        before = dict(self._rows(sa.select(SEALS.c.name, SEALS.c.seal).where(SEALS.c.name.in_(names)), str, str)) if names else {}
+        try:
+            rows = {name: moved(before.get(name), self._sums[name.removeprefix("sum/")]) for name in names}
+        except ValueError as error:  # no number
+            raise damaged(self._where) from error
+        rows |= {name: f"{digest:016x}" for name, digest in self._sealed.items()}
+        if rows:
+            adding = self._insert(SEALS)
+            adding = adding.on_conflict_do_update(index_elements=["name"], set_={"seal": adding.excluded.seal})
+            self._connection.execute(adding, [{"name": name, "seal": seal} for name, seal in rows.items()])
+
+    def _rows(self, query: sa.Select[Any], *kinds: type) -> Iterator[tuple[Any, ...]]:
+        return typed(self._connection.execute(query), self._where, *kinds)
+
+    def _oldest(self, table: sa.Table, window: int, *kinds: type) -> list[tuple[Any, ...]]:
+        """Rows of windows before one, by window and key."""
+        keys = [column for column in table.primary_key if column.name != "window"]
+        query = sa.select(table).where(table.c.window < window).order_by(table.c.window, *keys).limit(MOST_FORGOTTEN)
+        return list(self._rows(query, *kinds))
+
+    def _delete(self, table: sa.Table, ids: Sequence[int]) -> None:
+        for start in range(0, len(ids), CHUNK):
+            listed = ",".join(str(int(id)) for id in ids[start : start + CHUNK])
+            self._connection.execute(sa.delete(table).where(sa.text(f"id IN ({listed})")))
+
+    def _add_gone(self, counts: Iterable[tuple[Any, ...]]) -> None:
+        summed: dict[tuple[object, ...], tuple[int, int]] = {}
+        for _, signal, category, events, hits in counts:
+            before = summed.get((signal, category), (0, 0))
+            summed[signal, category] = (before[0] + events, before[1] + hits)
+        adding = self._insert(GONE)
+        both = {name: GONE.c[name] + adding.excluded[name] for name in ("events", "hits")}
+        rows = [
+            {"signal": signal, "category": category, "events": events, "hits": hits}
+            for (signal, category), (events, hits) in summed.items()
+        ]
+        self._connection.execute(adding.on_conflict_do_update(index_elements=["signal", "category"], set_=both), rows)
+        self._sums["gone"] += self._seals.of_numbers("gone", summed)
 
 
-def create_store(target: str, meta: Mapping[str, str]) -> Store:
-    """Make a store in a new file, or in an empty database.
+def create_store(target: str, meta: Mapping[str, str], *, salt: str | None = None) -> Store:
+    """Make a store in a new file, or in an empty database. What a kill left of another that was being made is no store, and no hindrance.
 
     Args:
         target: Path of a file, or a URL of SQLAlchemy's.
         meta: What is written down once; `schema` and `salt` are added.
+        salt: The secret that ids are hashed with, where it is to be that of another store; a new one otherwise.
 
     Raises:
-        BadInput: There is a store already, or the database cannot be reached or written.
+        BadInput: There is a store already, or something else, or the database cannot be reached or written.
         ToolFailed: The disk is full.
     """
-    if "://" not in target and Path(target).exists():
-        raise BadInput("there is a file already", where=target, hint="go on with `forensics monitor ingest`, or name another file")
-    engine = _engine(target)
-    shown = _shown(target)
+    engine, where = engine_of(target), shown(target)
+    taken = BadInput("there is a file already", where=where, hint="go on with `forensics monitor ingest`, or name another file")
+    if "://" in target:
+        taken = BadInput("this database is not empty", where=where, hint="a monitor needs a database, or a schema, of its own")
     try:
-        if sa.inspect(engine).get_table_names():
-            raise BadInput("this database is not empty", where=shown, hint="a monitor needs a database, or a schema, of its own")
-        with engine.begin() as connection:
-            _tables.create_all(connection)
-            rows = {**meta, "schema": SCHEMA, "salt": secrets.token_hex(16)}
-            connection.execute(sa.insert(_meta), [{"key": key, "value": value} for key, value in rows.items()])
-    except sa.exc.SQLAlchemyError as error:
+        with told(where), engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ONE_STARTS)))  # two that start at once take turns
+            if sa.inspect(connection).get_table_names():
+                raise taken
+            METADATA.create_all(connection)
+            rows = {**meta, "schema": SCHEMA, "salt": salt or secrets.token_hex(16)}
+            connection.execute(sa.insert(META), [{"key": key, "value": value} for key, value in rows.items()])
+            seal = moved(None, Seals(rows["salt"].encode("ascii")).of_rows("meta", rows.items()))
+            connection.execute(sa.insert(SEALS), {"name": "meta", "seal": seal})
+        return Store(engine, where)
+    except ForensicsError as error:
         engine.dispose()
-        raise store_error(error, shown) from error
-    except BadInput:
-        engine.dispose()
-        raise
-    return Store(engine, shown)
+        raise (taken if "damaged" in error.what else error) from error.__cause__
 
 
 def open_store(target: str) -> Store:
     """Open a store that `forensics monitor start` made.
 
     Raises:
-        BadInput: There is none, or one of another schema.
+        BadInput: There is none, or one of another schema, or it is damaged.
     """
+    none = "make one: forensics monitor start RUN --store FILE"
     if "://" not in target and not Path(target).is_file():
-        raise BadInput("there is no such store", where=target, hint="make one: forensics monitor start RUN --store FILE")
-    engine = _engine(target)
-    shown = _shown(target)
+        raise BadInput("there is no such store", where=target, hint=none)
+    engine, where = engine_of(target), shown(target)
     try:
-        with engine.connect() as connection:
-            found = connection.execute(sa.select(_meta.c.value).where(_meta.c.key == "schema")).scalar()
-    except sa.exc.SQLAlchemyError as error:
+        with told(where), engine.execution_options(reading=True).connect() as connection:
+            there = set(sa.inspect(connection).get_table_names())
+            found = connection.execute(sa.select(META.c.value).where(META.c.key == "schema")).scalar() if "meta" in there else None
+        if found is None and not there & (set(TABLES) - {"meta"}):
+            raise BadInput("this is no store of a monitor", where=where, hint=none)
+        if isinstance(found, str) and found != SCHEMA:
+            raise BadInput(
+                f"this store has another schema ({found[:60]!r}; this version reads {SCHEMA})", where=where, hint="start the monitor anew"
+            )
+        if found is None or not set(TABLES) <= there:
+            missing = tuple(f"there is no table {name}" for name in sorted(set(TABLES) - there))
+            raise BadInput("this store is damaged", where=where, details=missing, hint=RESTORE)
+        return Store(engine, where)
+    except ForensicsError:
         engine.dispose()
-        raise BadInput("this is no store of a monitor", where=shown, hint="make one: forensics monitor start RUN --store FILE") from error
-    if found != SCHEMA:
-        engine.dispose()
-        raise BadInput(
-            f"this store has another schema ({found!r}; this version reads {SCHEMA})", where=shown, hint="start the monitor anew"
-        )
-    return Store(engine, shown)
-
-
-def store_error(error: sa.exc.SQLAlchemyError, where: str) -> ForensicsError:
-    """What to tell a user whose database refused; its own words may hold values, and are left out."""
-    cause = str(getattr(error, "orig", "")).lower()
-    if "full" in cause or "no space" in cause:
-        return ToolFailed(
-            "there is no space left for the store", where=where, hint="free some space; the same command goes on where it stopped"
-        )
-    if any(
-        word in cause
-        for word in ("readonly", "read-only", "unable to open", "permission", "does not exist", "refused", "password", "resolve")
-    ):
-        return BadInput("the store cannot be reached or written", where=where, hint="check the path, or the URL and who may write there")
-    return ToolFailed(
-        f"the database broke off ({type(error).__name__}, {sha256_text(cause)[:8]})", where=where, hint="run the same command again; it goes on where it stopped"
-    )  # fmt: skip
-
-
-def _engine(target: str) -> sa.Engine:
-    try:
-        # A file's name is taken as it is, whatever would be a part of a URL in it.
-        engine = sa.create_engine(target if "://" in target else sa.URL.create("sqlite", database=target))
-    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ModuleNotFoundError) as error:
-        raise BadInput(
-            "this store cannot be opened", where=_shown(target), hint="a file, or a URL such as postgresql+psycopg://user@host/name with its driver installed"
-        ) from error  # fmt: skip
-    if engine.dialect.name not in ("sqlite", "postgresql"):
-        engine.dispose()
-        raise BadInput(
-            f"stores are kept in SQLite or PostgreSQL, not {engine.dialect.name}", where=_shown(target), hint="give a file's path"
-        )
-    if engine.dialect.name == "sqlite":
-        # The driver begins transactions late and to read; two writers would then fail instead of waiting for each other.
-        sa.event.listen(engine, "connect", _wait)
-        sa.event.listen(engine, "begin", _begin)
-    return engine
-
-
-def _wait(connection: Any, _record: object) -> None:
-    connection.isolation_level = None
-    connection.execute(f"PRAGMA busy_timeout = {WAIT}")
-
-
-def _begin(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reading") else "BEGIN IMMEDIATE")
-
-
-def _shown(target: str) -> str:
-    """The target without a password."""
-    if "://" not in target:
-        return target
-    try:
-        return sa.make_url(target).render_as_string(hide_password=True)
-    except sa.exc.ArgumentError:
-        return "--store"
+        raise

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Annotated, Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
 
 from forensics.errors import BadInput
@@ -147,7 +148,7 @@ def begin(signal: str, category: str, share: float) -> Stream:
     return Stream(signal=signal, category=category, share=share, pinned=False)
 
 
-def feed(stream: Stream, outcomes: Sequence[bool]) -> Stream:
+def feed(stream: Stream, outcomes: Sequence[bool] | NDArray[np.bool_]) -> Stream:
     """The stream after a batch of events, in the order in which they came."""
     left = np.asarray(outcomes, dtype=bool)
     changed: dict[str, Any] = {}

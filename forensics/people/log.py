@@ -1,7 +1,8 @@
 """What people added beside a record: lines in `people/`, each citing the results it is about and the line before it.
 
-A line names the digest of the line before it in its file, so that one that is taken out or changed later is seen. That proves no one's
-identity: whoever can write the folder can write a line.
+A line names the digest of the line before it in its file, so that one that is taken out or changed later is seen; beside the file lies how many
+lines it has and the digest of the last, so that a file that is cut short is seen as well. That proves no one's identity: whoever can write the
+folder can write a line, and can write both files anew. A monitor keeps the ends in a place of its own.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from forensics.errors import BadInput
 from forensics.record import canonical_json, sha256_text
-from forensics.runfolder import disk_error
+from forensics.runfolder import disk_error, write_text
 
 FOLDER = "people"
 SIGNATURES, SESSIONS, LABELS = "signatures.jsonl", "redteam.jsonl", "labels.jsonl"
+END = ".end"
+"""What the name of the file ends in that says where a log ends."""
+ADDED = ("contents",)
+"""Fields that lines of older versions lack; left empty they are no part of a line's digest."""
 MOST_PAUSE = 300.0
 """Seconds between two of a tester's entries that count as work at most."""
 LabelName = Literal["refusal", "partial-refusal", "compliance", "empty", "incoherent"]
@@ -35,8 +40,20 @@ class _Line(BaseModel):
     previous: str = ""
 
 
+class End(BaseModel):
+    """Where a log ended: how many lines it had, and the digest of the last."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lines: int = Field(ge=0)
+    digest: str
+
+
 class Signature(_Line):
-    """Somebody accepts or rejects what a record says, until a day: who, what was read, and which risk is left and accepted."""
+    """Somebody accepts or rejects what a record says, until a day: who, what was read, and which risk is left and accepted.
+
+    `contents` is the digest of the replies and prompts beside the record, where it names them.
+    """
 
     name: str = Field(min_length=1)
     role: str = ""
@@ -44,6 +61,7 @@ class Signature(_Line):
     read: tuple[str, ...] = ()
     residual_risk: str = ""
     valid_until: str
+    contents: str = ""
 
 
 class Attempt(_Line):
@@ -78,14 +96,14 @@ def load_lines(folder: Path, name: str, kind: type[Line], *, results_digest: str
     """The lines of a file in `people/` of a run; none if there is no such file.
 
     Raises:
-        BadInput: A line is not one of ours, does not follow the one before it, or cites other results than this record's.
+        BadInput: A line is not one of ours, does not follow the one before it, or cites other results than this record's; or the file was cut short.
     """
     file = folder / FOLDER / name
-    if not file.exists():
-        return ()
+    noted = _noted_end(file)  # before the lines: whoever adds one meanwhile writes it first
     found: list[Line] = []
     previous = ""
-    for number, raw in enumerate(file.read_bytes().split(b"\n")[:-1], start=1):  # what follows the last end of line was torn by a kill
+    there = file.read_bytes() if file.exists() else b""
+    for number, raw in enumerate(there.split(b"\n")[:-1], start=1):  # what follows the last end of line was torn by a kill
         if not raw.strip():
             continue
         where = f"{file}, line {number}"
@@ -103,7 +121,36 @@ def load_lines(folder: Path, name: str, kind: type[Line], *, results_digest: str
             raise BadInput("this line is about other results than this record's", where=where, hint="it belongs to another run")
         found.append(line)
         previous = _digest(line)
+    refuse_cut(found, noted, where=str(file))
     return tuple(found)
+
+
+def end_of(lines: Sequence[_Line]) -> End:
+    """Where a log ends."""
+    return End(lines=len(lines), digest=_digest(lines[-1]) if lines else "")
+
+
+def refuse_cut(lines: Sequence[_Line], noted: End, *, where: str) -> None:
+    """Refuse a log that ended further on once, or otherwise.
+
+    Raises:
+        BadInput: Lines are missing at its end, or are others.
+    """
+    if end_of(lines[: noted.lines]) != noted:
+        missing = noted.lines - len(lines)
+        what = f"the last {missing} of {noted.lines} lines are missing" if missing > 0 else "the lines are others than were written"
+        raise BadInput(what, where=where, hint="restore the file; a line is only ever added, by the commands")
+
+
+def _noted_end(file: Path) -> End:
+    """Where a log ends by what lies beside it; at its beginning where nothing does, as with logs of older versions."""
+    beside = file.with_name(file.name + END)
+    try:
+        return End.model_validate_json(beside.read_bytes())
+    except FileNotFoundError:
+        return End(lines=0, digest="")
+    except (OSError, ValidationError, ValueError) as error:
+        raise BadInput("what says where this log ends is damaged", where=str(beside), hint="restore the file") from error
 
 
 def add_line(folder: Path, name: str, line: Line) -> Line:
@@ -130,6 +177,8 @@ def add_line(folder: Path, name: str, line: Line) -> Line:
                     stream.truncate(start)
                     raise OSError(28, os.strerror(28))
                 os.fsync(stream.fileno())
+                count = 1 + sum(bool(raw.strip()) for raw in there[:start].split(b"\n"))
+                write_text(file.with_name(file.name + END), End(lines=count, digest=_digest(chained)).model_dump_json() + "\n")
             except OSError:
                 os.ftruncate(stream.fileno(), start)
                 raise
@@ -170,4 +219,5 @@ def majority(votes: Sequence[str]) -> str | None:
 
 
 def _digest(line: _Line) -> str:
-    return sha256_text(canonical_json(json.loads(line.model_dump_json())))
+    row = json.loads(line.model_dump_json())
+    return sha256_text(canonical_json({key: value for key, value in row.items() if value or key not in ADDED}))

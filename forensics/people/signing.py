@@ -37,7 +37,7 @@ def sign(wanted: Signing, now: datetime) -> Signature:
     """
     saved = load_run(str(wanted.run))
     record = saved.record
-    load_lines(saved.folder, SIGNATURES, Signature, results_digest=record.results_digest)  # refuses a file that was tampered with
+    _signatures(saved)  # refuses a file that was tampered with
     if not wanted.name.strip():
         raise BadInput("a signature needs a name", where="--name", hint="whoever signs is answerable for it")
     if now > datetime.fromisoformat(record.valid_until):
@@ -63,6 +63,7 @@ def sign(wanted: Signing, now: datetime) -> Signature:
         read=wanted.read,
         residual_risk=wanted.residual_risk.strip(),
         valid_until=_until(wanted.until, record.valid_until, now),
+        contents=record.contents.digest if record.contents is not None else "",
     )
     return add_line(saved.folder, SIGNATURES, line)
 
@@ -92,10 +93,26 @@ def peoples_part(saved: SavedRun) -> PeoplesPart:
     labels = load_lines(saved.folder, LABELS, ReviewLabel, results_digest=digest)
     known = settled(labels)
     return PeoplesPart(
-        signatures=load_lines(saved.folder, SIGNATURES, Signature, results_digest=digest),
+        signatures=_signatures(saved),
         attempts=load_lines(saved.folder, SESSIONS, Attempt, results_digest=digest),
         unsettled=sum(one.key not in known for one in load_queue(saved.folder)),
     )
+
+
+def _signatures(saved: SavedRun) -> tuple[Signature, ...]:
+    """The signatures of a run; whoever signed it signed these replies.
+
+    Raises:
+        BadInput: A line is damaged, or was given for other replies, labels or prompts.
+    """
+    contents = saved.record.contents
+    lines = load_lines(saved.folder, SIGNATURES, Signature, results_digest=saved.record.results_digest)
+    for line in lines:
+        if line.contents and (contents is None or line.contents != contents.digest):
+            raise BadInput(
+                f"{line.name} signed this record with other replies, labels or prompts beside it", where=str(saved.folder), hint="restore audit.json and what lies beside it; or audit again, and sign that"
+            )  # fmt: skip
+    return lines
 
 
 def stands(run: Path, now: datetime) -> Standing:
