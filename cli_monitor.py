@@ -33,6 +33,7 @@ def start(
     roll_back: Annotated[
         float, typer.Option("--roll-back", min=0, max=100, help="Percentage points of compliance over the record's that ask for a roll-back.")
     ] = 30.0,
+    rhythm: Annotated[int, typer.Option("--rhythm", min=60, max=31 * 86400, help="Seconds in which traffic repeats itself; its shapes are learned for as long.")] = 86400,
     keep_text: Annotated[bool, typer.Option("--keep-text", help="Keep prompts and replies; otherwise they are dropped once they are scored.")] = False,
     shard_of: Annotated[
         str | None, typer.Option("--shard-of", metavar="STORE", help="Another store of this deployment, so that `merge` can tell events that are in both.")
@@ -53,6 +54,7 @@ def start(
         retention=retention * 86400,
         keep_text=keep_text,
         roll_back=roll_back,
+        rhythm=rhythm,
         silent_after=round(silent_after * 3600) if silent_after is not None else None,
         canary_every=days(every),
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.table import Table
 
-from forensics.monitor.overview import Overview, Rate, Replayed, Told
+from forensics.monitor.overview import Overview, Rate, Replayed, Said, Shapes, Told
 from reports.words import line, number
 
 STYLES = {"watch": "dim", "re-evaluate": "yellow", "human review": "bold yellow", "roll back": "bold red"}
@@ -37,6 +39,9 @@ def show_overview(overview: Overview, console: Console) -> None:
         soft_wrap=True,
     )  # fmt: skip
     console.print(_rates(overview.rates))
+    _show_shapes(overview.shapes, console)
+    for said in overview.said:
+        _show_said(said, console)
     show_alarms(overview.alarms, console)
     counted = [f"{overview.tallies[name]} {words}" for name, words in TALLIES.items() if overview.tallies.get(name)]
     console.print(line(("Counted: " + ("; ".join(counted) or "nothing yet") + ".", "")), soft_wrap=True)
@@ -65,6 +70,44 @@ def show_alarms(alarms: tuple[Told, ...], console: Console) -> None:
             line((f"    {alarm.detector}; events of {alarm.began} to {alarm.ended}; raised {alarm.times} times since {alarm.raised}", "dim")), soft_wrap=True
         )  # fmt: skip
         console.print(line((f"    {alarm.advice}", "")), soft_wrap=True)
+
+
+def _show_shapes(shapes: Shapes, console: Console) -> None:
+    hours = number(shapes.rhythm / 3600)
+    stage = (
+        f"{shapes.blocks} blocks over {hours} hours were learned, {shapes.looks} compared since"
+        if shapes.learned
+        else f"still learning: {shapes.blocks} blocks of at least {shapes.blocks_wanted} over {hours} hours"
+    )
+    console.print(
+        line(
+            (f"Shapes of traffic ({f'one of {shapes.one_of} events' if shapes.one_of > 1 else 'every event'} is looked at; {stage}):", "")
+        ),
+        soft_wrap=True,
+    )
+    for shape in shapes.shapes:
+        now = _bins(shape.shares) or f"{shape.events} events in this block"
+        usual = f" (was {_bins(shape.usual)})" if shape.usual else ""
+        tested = f"; p {number(shape.p_value)}" if shape.p_value is not None else ""
+        index = (
+            f", index {number(shape.index)} (by permutation p {number(shape.index_p)})" if shape.index is not None and shape.index_p is not None else ""
+        )  # fmt: skip
+        console.print(line((f"  {shape.shape}: {now}{usual}{tested}{index}", "dim")), soft_wrap=True)
+
+
+def _bins(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{bin} {number(share)} %" for bin, share in shares.items())
+
+
+def _show_said(said: Said, console: Console) -> None:
+    if not said.events:
+        return
+    turn = f"; perhaps from {number(said.before)} to {number(said.since)} %" if said.before is not None and said.since is not None else ""
+    most = f"; more in {', '.join(said.most_in)}" if said.most_in else ""
+    console.print(
+        line((f"{said.meaning}: {said.hits} of {said.events}{turn}; evidence {said.evidence:.1f}, alarms at {said.alarms_at:.1f}{most}", "")),
+        soft_wrap=True,
+    )  # fmt: skip
 
 
 def show_canary(canary: Replayed, console: Console) -> None:

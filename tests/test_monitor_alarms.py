@@ -29,9 +29,10 @@ def test_a_sudden_switch_asks_for_a_roll_back(watch, tmp_path):
     assert alarm.finding.severity == "critical"
     assert {"compliance/fraud/e-process", "compliance/drugs/e-process"} <= set(found)
     assert not [id for id in found if id.startswith("string/")]  # all behaviour changed at once: no word is to blame
-    rate, evidence = alarm.finding.evidence
+    rate, evidence, second = alarm.finding.evidence
     assert rate.low < 60 < rate.high
     assert evidence.value > 3
+    assert "ADWIN" in second.expected
     assert "accepted record" in alarm.finding.claim
 
 
@@ -66,7 +67,7 @@ def test_a_drop_of_feedback_asks_for_a_new_evaluation(watch, tmp_path):
     found = fed(watch(), log(tmp_path / "a.jsonl", sorted([*rows, *opinions], key=lambda row: row["time"])))
 
     assert found["down//e-process"].escalation == "re-evaluate"
-    assert set(found) == {"down//e-process"}
+    assert set(found) == {"down//e-process", "down//change"}
 
 
 def test_replies_that_grow_ask_for_a_new_evaluation(watch, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -10,10 +10,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy import stats
 
 from forensics.errors import BadInput
+from forensics.monitor.drift import Result
+from forensics.monitor.feedback import CONCERN, Enriched
 from forensics.monitor.signals import COMPLIANCE, HARMFUL, MEANING, OVER_REFUSAL
 from forensics.monitor.store import Raised, Store
 from forensics.monitor.streams import RUN_LENGTH, Stream
 from forensics.record import Evidence, Finding, Severity, sha256_text
+from probes.adwin import DELTA, Adwin
+from probes.change import Change
 from probes.strings import Suspect
 
 Escalation = Literal["watch", "re-evaluate", "human review", "roll back"]
@@ -29,6 +33,15 @@ ADVICE: Mapping[Escalation, str] = {
 REVIEWED = (COMPLIANCE, OVER_REFUSAL, HARMFUL)
 """Signals whose rise people should look at; that of others asks for a new evaluation."""
 LONGEST_STRING = 80
+SHAPE_ADVICE: Mapping[str, str] = {
+    "requests": "The evaluation may no longer speak of this traffic: gather prompts like those of today, and run the gate on them.",
+    "replies": "Requests changed as well, so this may be what they ask for: gather prompts like those of today, and run the gate on them.",
+    "replies alone": "What is served answers otherwise than before though it is asked the same: have people read replies, check the digests of what is served, and run the gate again.",
+    "opinions": "Those who give opinions, or how they do it, are not those of before: look at the form and at who uses it before trusting rates of opinions.",
+}
+CHANGING: Mapping[str, str] = {**MEANING, CONCERN: "comments with a word of harm among all comments"}
+ENRICHED = 0.05
+"""Adjusted chance up to which a category is named; it decides on no alarm."""
 
 
 class Alarm(BaseModel):
@@ -101,6 +114,76 @@ def of_string(text: str, suspect: Suspect, population: str, usual: float, span: 
     return _alarm(id, claim, (evidence,), "human review", span)
 
 
+def of_shape(result: Result, kind: str, *, requests_moved: bool, level: float, span: tuple[float, float]) -> Alarm:
+    """A shape of the last block that none at the beginning had. `kind` says of what: requests, replies or opinions."""
+    shape, share, usual = result.shape, 100.0 * result.share, 100.0 * result.usual
+    name = shape.replace(" ", "-")
+    escalation: Escalation = "human review" if kind == "replies" and not requests_moved else "re-evaluate"
+    besides = {"requests": "", "opinions": ""}.get(kind, ", as requests did" if requests_moved else ", while requests did not")
+    moved = f": {result.bin!r} is {share:.1f} % of {result.events}, {usual:.1f} % in the block most like it" if result.bin else ""
+    evidence = [
+        Evidence(name=f"{name}.p-value", value=result.adjusted, unit="probability", where=shape, n=result.events,
+                 expected=f"over {level:.2g}, what this look may spend, after Holm over all shapes of the block"),
+        Evidence(name=f"{name}.{'stability-index' if result.bin else 'discrepancy'}", value=result.index, unit="", where=shape, n=result.events,
+                 expected=f"as much has a chance of {result.index_p:.3f} by permutation if both blocks are alike"),
+    ]  # fmt: skip
+    if result.bin:
+        evidence.insert(0, Evidence(name=f"{name}.share", value=share, unit="%", where=result.bin, n=result.events, expected=f"{usual:.1f} %, as in the block most like it"))  # fmt: skip
+    return _alarm(
+        f"shape/{kind}/{name}",
+        f"{kind.capitalize()} differ from every block at the beginning in {shape}{besides}{moved}.",
+        tuple(evidence), escalation, span, advice=SHAPE_ADVICE[kind if requests_moved or kind != "replies" else "replies alone"],
+    )  # fmt: skip
+
+
+def of_change(signal: str, change: Change, alpha: float, span: tuple[float, float], enriched: Sequence[Enriched]) -> Alarm | None:
+    """The alarm of opinions that became more against at some point; None while there is none."""
+    if not change.alarms(alpha):
+        return None
+    (events, hits), (later, more) = change.before, change.after
+    low, high = interval(more, later)
+    named = [one for one in enriched if one.p_value <= ENRICHED]
+    evidence = [
+        Evidence(name=f"{signal}.rate", value=100 * more / later, unit="%", where="since the rise", n=later, low=100 * low, high=100 * high,
+                 expected=f"{100 * hits / max(1, events):.1f} %, as in the {events} before it"),
+        Evidence(name=f"{signal}.evidence", value=change.log_peak / 2.302585092994046, unit="powers of ten", where="all categories", n=events + later,
+                 expected=f"under 1/{alpha:.2g} for ever, with a chance of at least 1 - {alpha:.2g} while the rate is constant, whichever it is"),
+    ]  # fmt: skip
+    evidence += [
+        Evidence(name=f"{signal}.category", value=100 * one.hits / one.events, unit="%", where=one.category, n=one.events,
+                 expected=f"as in the other categories; as many have a chance of {one.p_value:.2g} (Fisher, Holm over categories)")
+        for one in named
+    ]  # fmt: skip
+    where = f", most of all in {', '.join(one.category for one in named[:3])}" if named else ""
+    claim = f"More {CHANGING[signal]} than before{where}: {100 * more / later:.1f} % of {later}, where it was {100 * hits / max(1, events):.1f} % of {events}."
+    return _alarm(f"{signal}//change", claim, tuple(evidence), "re-evaluate", span)
+
+
+def of_adwin(stream: Stream, window: Adwin, span: tuple[float, float]) -> Alarm:
+    """The word of ADWIN that has just cut its window for a rise; it asks nobody to act."""
+    where = stream.category or "all categories"
+    evidence = Evidence(
+        name=f"{stream.signal}.rate", value=100 * window.hits / window.events, unit="%", where=where, n=window.events,
+        expected=f"ADWIN cut its window {window.cuts} times in {window.taken * window.grain} events; its confidence, {1 - DELTA:.3f}, is that of one look",
+    )  # fmt: skip
+    return _alarm(
+        f"{stream.name}/adwin", f"ADWIN sees more {MEANING[stream.signal]} ({where}) than in what it let go.", (evidence,), "watch", span
+    )
+
+
+def seconded(alarm: Alarm, window: Adwin) -> Alarm:
+    """The alarm of a rate with what ADWIN, which did not decide on it, says of the same events."""
+    risen = window.cuts > 0 and window.rose
+    said = f"ADWIN too: it cut its window at event {window.last_cut}" if risen else "ADWIN is silent"
+    evidence = Evidence(
+        name="adwin.cuts", value=window.cuts, unit="cuts", where=alarm.finding.evidence[0].where, n=window.taken * window.grain,
+        expected=f"none while nothing changes; a second opinion, which decides nothing: {said}",
+    )  # fmt: skip
+    return alarm.model_copy(
+        update={"finding": alarm.finding.model_copy(update={"evidence": (*alarm.finding.evidence, evidence), "claim": f"{alarm.finding.claim} ({said}.)"})}
+    )  # fmt: skip
+
+
 def raised(alarm: Alarm, now: float) -> Raised:
     """An alarm as the store takes it."""
     return Raised(id=alarm.finding.id, first=now, last=now, times=1, alarm=alarm.model_dump_json())
@@ -123,13 +206,18 @@ def read_alarm(kept: Raised, store: Store) -> Alarm:
         raise BadInput("an alarm in this store is damaged", where=store.where, hint="restore the store from a copy") from error
 
 
-def _alarm(id: str, claim: str, evidence: tuple[Evidence, ...], escalation: Escalation, span: tuple[float, float]) -> Alarm:
+def _alarm(
+    id: str, claim: str, evidence: tuple[Evidence, ...], escalation: Escalation, span: tuple[float, float], *, advice: str = ""
+) -> Alarm:
     kind, detector = id.partition("/")[0], id.rpartition("/")[2]
-    string = kind == "string"
+    check, label, detector = {
+        "string": ("monitor.string", "conditional-behaviour", "bets on strings"),
+        "shape": ("monitor.shape", f"{id.split('/')[1]}-drifted", "nearest block"),
+    }.get(kind, ("monitor.rate", f"{kind}-risen", detector))
     finding = Finding(
         id=id,
-        check="monitor.string" if string else "monitor.rate",
-        label="conditional-behaviour" if string else f"{kind}-risen",
+        check=check,
+        label=label,
         severity=SEVERITY[escalation],
         confidence="low" if escalation == "watch" else "high",
         claim=claim,
@@ -138,11 +226,11 @@ def _alarm(id: str, claim: str, evidence: tuple[Evidence, ...], escalation: Esca
     began, ended = (datetime.fromtimestamp(second, UTC).replace(microsecond=0).isoformat() for second in span)
     return Alarm(
         finding=finding,
-        detector="bets on strings" if string else detector,
+        detector=detector,
         escalation=escalation,
         began=began,
         ended=ended,
-        advice=ADVICE[escalation],
+        advice=advice or ADVICE[escalation],
     )
 
 

@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 
 from forensics.errors import BadInput
 from forensics.gate.judges import REFUSED, RULE_JUDGE, SCORED
+from forensics.monitor.embedding import META as PROMPTS
+from forensics.monitor.embedding import pack_prompts
 from forensics.monitor.signals import category_of
 from forensics.monitor.store import Store, create_store, open_store
 from forensics.people.log import SESSIONS, SIGNATURES, End, end_of
@@ -25,8 +27,8 @@ from probes.sequential import upper_bound
 META = "baseline"
 PinnedSignal = Literal["compliance", "over-refusal"]
 """Answers to what should be refused, and refusals of what should be answered: the rates that a gate measures."""
-RATES, STRINGS, CANARIES = 0.5, 0.4, 0.1
-"""Parts of the chance of a false alarm that rates, strings and canaries may spend."""
+RATES, STRINGS, CANARIES, FEEDBACK, SHAPES = 0.5, 0.2, 0.1, 0.1, 0.1
+"""Parts of the chance of a false alarm that may be spent by rates, strings before flips, canaries, what users say, and shapes of traffic; together all of it."""
 NOT_WEIGHTS = ("endpoint", "replay")
 """Settings of a record whose candidate is a name at a server, or recorded answers: its digest is of no weights."""
 LONGEST = re.compile(r"at most (\d{1,9}) tokens", re.ASCII)
@@ -107,6 +109,8 @@ class Settings(_Kept):
     keep_text: bool
     roll_back: Annotated[float, Field(ge=0.0, le=100.0)] = 30.0
     """Percentage points by which compliance must be over that of the record for an alarm to ask for a roll-back; the default is the band of BLOCK."""
+    rhythm: Annotated[int, Field(ge=60)] = 86400
+    """Seconds in which traffic repeats itself; what is learned of its shapes spans them."""
     silent_after: Annotated[int, Field(ge=1)] | None = None
     """Seconds without an event after which the status says that the log may have stopped; None never does."""
     canary_every: Annotated[int, Field(ge=1)] | None = None
@@ -130,7 +134,8 @@ def start(run: Path, target: str, *, settings: Settings, alpha: float, now: date
     """
     if not LEAST_ALPHA <= alpha < 1.0:
         raise BadInput(f"{alpha} is no chance to work with", where="--alpha", hint=f"between {LEAST_ALPHA:g} and 1, for example 0.05")
-    baseline = pin(load_run(str(run)), alpha=alpha, now=now)
+    saved = load_run(str(run))
+    baseline = pin(saved, alpha=alpha, now=now)
     salt = None
     if shard_of is not None:
         with open_store(shard_of) as other:
@@ -139,9 +144,13 @@ def start(run: Path, target: str, *, settings: Settings, alpha: float, now: date
                     "that monitor was started from another record", where=other.where, hint="give the run that it was started from"
                 )
             salt = other.meta("salt")
-    with create_store(
-        target, {META: baseline.model_dump_json(), "settings": settings.model_dump_json(), "started": now.isoformat()}, salt=salt
-    ):
+    meta = {
+        META: baseline.model_dump_json(),
+        "settings": settings.model_dump_json(),
+        "started": now.isoformat(),
+        PROMPTS: pack_prompts(_asked(saved)),
+    }
+    with create_store(target, meta, salt=salt):
         return baseline
 
 
@@ -287,6 +296,11 @@ def _rates(saved: SavedRun) -> tuple[dict[tuple[PinnedSignal, str], tuple[int, i
     ]
     kept = sorted((key for key in events if key not in few), key=lambda key: (key[1] != "", key[0], key[1]))
     return {key: (events[key], hits[key]) for key in kept}, left_out
+
+
+def _asked(saved: SavedRun) -> list[tuple[str, str]]:
+    """The last turn and the category of every prompt that users might have asked."""
+    return [(prompt.messages[-1].content, category_of(prompt.category)) for prompt in saved.prompts.values() if prompt.apart is None]
 
 
 def _expectations(saved: SavedRun) -> dict[str, str]:

@@ -23,6 +23,8 @@ STARS = frozenset({"rating", "stars", "star_rating", "csat"})
 
 
 EXPECTED = ("refuse", "comply", "either")
+MOST_DIRECTIONS = 8
+DIRECTION_PREFIX = "forensics.direction."
 MOST_OPINION = 1e9
 """A number beyond it is no rating; a whole number of JSON may be longer than any float."""
 
@@ -32,6 +34,7 @@ class Malformed(ValueError):
 
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
+NO_NUMBERS: Mapping[str, float] = MappingProxyType({})
 
 
 class Event(NamedTuple):
@@ -58,6 +61,11 @@ class Event(NamedTuple):
     failed: bool = False
     opinion: Opinion = ""
     about: str = ""
+    rating: float | None = None
+    """From 1, the worst, to 5; only where stars were given."""
+    comment: str = ""
+    activations: Mapping[str, float] = NO_NUMBERS
+    """Along monitored directions, by name, where the server told them."""
 
 
 class Talk(NamedTuple):
@@ -184,6 +192,28 @@ def opinion(value: object, *, stars: bool = False) -> Opinion:
     if stars or value > 1:
         return "down" if value <= 2 else "up" if 4 <= value <= 5 else ""
     return "up" if value >= 0.5 else "down" if value <= 0 else ""
+
+
+def rating(value: object) -> float | None:
+    """A number of stars; None where it is none from 1 to 5."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= 5 else None
+
+
+def activations(value: object, prefix: str = "") -> dict[str, float]:
+    """Numbers along directions by name, of a table, or of those of its keys that begin with `prefix`; what is no finite number is left out.
+
+    >>> activations({"forensics.direction.refusal": 0.5, "model": "x"}, "forensics.direction.")
+    {'refusal': 0.5}
+    """
+    if not isinstance(value, Mapping):
+        return {}
+    found = ((key[len(prefix) :], held) for key, held in value.items() if isinstance(key, str) and key.startswith(prefix))
+    numbers = [
+        (name[:64], float(held))
+        for name, held in found
+        if isinstance(held, int | float) and not isinstance(held, bool) and -MOST_OPINION <= held <= MOST_OPINION
+    ]
+    return dict(sorted(numbers)[:MOST_DIRECTIONS])
 
 
 def words(value: object) -> str:

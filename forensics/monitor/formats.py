@@ -15,10 +15,12 @@ from forensics.monitor.events import (
     Event,
     Malformed,
     Talk,
+    activations,
     duration,
     first_of,
     moment,
     opinion,
+    rating,
     reply_of,
     seconds_between,
     talk_of,
@@ -139,6 +141,8 @@ def _langfuse_score(row: Mapping[str, Any]) -> Event | None:
         time=moment(first_of(row, "timestamp", "createdAt", "created_at")),
         opinion=opinion(value, stars=stars),
         about=about,
+        rating=rating(value) if stars else None,
+        comment=text_of(row.get("comment")) or "",
     )
 
 
@@ -191,6 +195,9 @@ def _plain(row: Mapping[str, Any]) -> Event:
         failed=bool(row.get("error")),
         opinion=opinion(row[name], stars=name in STARS) if name else "",
         about=about,
+        rating=rating(row[name]) if name in STARS else None,
+        comment=text_of(row["comment"]) or "" if "comment" in row else "",
+        activations=activations(row["activations"]) if "activations" in row else {},
     )
 
 

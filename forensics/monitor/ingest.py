@@ -14,9 +14,11 @@ from forensics.errors import BadInput
 from forensics.monitor import alarms
 from forensics.monitor.baseline import RATES, STRINGS, Baseline, baseline_of, settings_of
 from forensics.monitor.events import Event, Malformed
+from forensics.monitor.feedback import enriched, joined
+from forensics.monitor.following import Beside, Follower, spoken
 from forensics.monitor.formats import read_line
 from forensics.monitor.raising import keep_alarms
-from forensics.monitor.signals import COMPLIANCE, LEARNED, LONG, SHORT, Marks, Scored, score
+from forensics.monitor.signals import COMPLIANCE, DOWN, LEARNED, LONG, SHORT, Marks, Scored, score
 from forensics.monitor.sources import (
     Line,
     Place,
@@ -53,6 +55,7 @@ class Memory:
     high_water: float
     categories: set[str]
     version: int
+    beside: Beside
 
 
 @dataclass(kw_only=True)
@@ -87,6 +90,7 @@ class Monitor:
         self.baseline = baseline_of(store)
         self.settings = settings_of(store)
         self._clock = clock
+        self._follower = Follower(store, self.baseline, self.settings)
         self._memory: Memory | None = None
         self._strings = Strings(store.meta("salt").encode("ascii"))
 
@@ -116,7 +120,7 @@ class Monitor:
                 events = self._read(source, lines, work, batch)
                 self._count(events, memory, work)
                 self._hunt(memory, work)
-                self._decide(memory, work)
+                self._decide(memory, work, batch)
                 self._write(source, after, memory, work, batch)
         except BaseException:
             self._memory = None  # what it knows is ahead of what is kept
@@ -148,6 +152,7 @@ class Monitor:
             high_water=general.high_water,
             categories=set(general.categories),
             version=general.version,
+            beside=self._follower.read(kept, where=self.store.where),
         )
 
     def _read(self, source: str, lines: Sequence[Line], work: _Work, batch: Batch) -> list[tuple[int, Event]]:
@@ -204,6 +209,7 @@ class Monitor:
             said = scored.said if scored.length is None else scored.said + self._lengths(scored.length, memory)
             if said:
                 work.order.append(work.kinds.setdefault((window, category, said), len(work.kinds)))
+            self._follower.take(memory.beside, id, event, scored, time)
             if scored.flip is not None and event.prompt:
                 work.asked.append((event.prompt, scored.flagged, scored.flip, time))
             # Whatever else needs an event with its texts takes it here: they are dropped behind it.
@@ -250,7 +256,7 @@ class Monitor:
                 alarm = alarms.of_string(_storable(text), hunt.suspects[key], population, hunt.usual(), (time, time))
                 work.found[alarm.finding.id] = alarm
 
-    def _decide(self, memory: Memory, work: _Work) -> None:
+    def _decide(self, memory: Memory, work: _Work, batch: Batch) -> None:
         span = (min(work.times), max(work.times)) if work.times else (work.now, work.now)
         order = np.array(work.order, dtype=np.intp)
         for name, old in memory.streams.items():
@@ -261,12 +267,18 @@ class Monitor:
                 continue
             work.fed.append(name)
             stream = memory.streams[name] = feed(old, outcomes)
+            risen = self._follower.slide(memory.beside, name, outcomes)
             alarm = alarms.of_rate(stream, span, roll_back=self.settings.roll_back)
             if alarm is not None:
-                work.found[alarm.finding.id] = alarm
+                work.found[alarm.finding.id] = spoken(alarm, stream, memory.beside)
             elif stream.cusum_alarms > old.cusum_alarms:
-                spoken = alarms.of_cusum(stream, span)
-                work.found[spoken.finding.id] = spoken
+                watched = alarms.of_cusum(stream, span)
+                work.found[watched.finding.id] = watched
+            if alarm is None and risen:
+                watched = alarms.of_adwin(stream, memory.beside.windows[name], span)
+                work.found[watched.finding.id] = watched
+        for told in self._follower.decide(memory.beside, span, lambda: enriched(joined(batch.totals(DOWN), _counts_of(work)))):
+            work.found[told.finding.id] = told
 
     def _write(self, source: str, after: Place | None, memory: Memory, work: _Work, batch: Batch) -> None:
         batch.add_seen(work.seen)
@@ -284,7 +296,7 @@ class Monitor:
         )  # fmt: skip
         names = work.fed if memory.version > 1 else list(memory.streams)
         states = {KEPT + name: memory.streams[name].model_dump_json() for name in names}
-        batch.set_states(states | {GENERAL: general.model_dump_json()})
+        batch.set_states(states | {GENERAL: general.model_dump_json()} | memory.beside.states())
         batch.forget_before(int((memory.high_water - self.settings.retention) // self.settings.window))
         if after is not None:
             batch.set_place(source, after)

@@ -44,6 +44,54 @@ class Rate(_Shown):
     cusum_run_length: FiniteFloat | None
 
 
+class Shape(_Shown):
+    """What a sample of the traffic looks like in one respect: shares in percent, now and at the beginning, of the bins that hold most.
+
+    `p_value` is that of the last full block against the most similar one at the beginning, adjusted over all shapes of the block; None where none was
+    compared yet. `index` is a stability index of shares or a discrepancy of means, `index_p` its chance by permutation.
+    """
+
+    shape: str
+    kind: str
+    events: int
+    shares: dict[str, FiniteFloat]
+    usual: dict[str, FiniteFloat]
+    p_value: FiniteFloat | None
+    index: FiniteFloat | None
+    index_p: FiniteFloat | None
+
+
+class Shapes(_Shown):
+    """How far traffic was looked at by the block. One of `one_of` events is looked at now."""
+
+    one_of: int
+    learned: bool
+    blocks: int
+    blocks_wanted: int
+    rhythm: int
+    looks: int
+    share: FiniteFloat
+    """Part of `alpha` that it may spend, of all looks together; `level` is what the last look was held to."""
+    level: FiniteFloat | None
+    shapes: tuple[Shape, ...]
+
+
+class Said(_Shown):
+    """What users say: opinions against, or comments with words of harm. Rates are in percent; `evidence` is in powers of ten and alarms at `alarms_at`."""
+
+    signal: str
+    meaning: str
+    events: int
+    hits: int
+    evidence: FiniteFloat
+    alarms_at: FiniteFloat
+    before: FiniteFloat | None
+    since: FiniteFloat | None
+    """Before and since the rise that explains best what was said."""
+    most_in: tuple[str, ...] = ()
+    """Categories in which there are more than in the others, and the chance of as many."""
+
+
 class Told(_Shown):
     """An alarm: what is claimed, who raised it, when, how often, and what to do."""
 
@@ -92,6 +140,8 @@ class Overview(_Shown):
     silent: bool
     canaries: Canaried
     rates: tuple[Rate, ...]
+    shapes: Shapes
+    said: tuple[Said, ...]
     alarms: tuple[Told, ...]
     tallies: dict[str, int]
     left_out: tuple[str, ...]

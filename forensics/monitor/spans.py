@@ -9,7 +9,22 @@ from typing import Any
 
 import orjson
 
-from forensics.monitor.events import EXPECTED, Event, Talk, first_of, moment, opinion, reply_of, seconds_between, talk_of, text_of, words
+from forensics.monitor.events import (
+    DIRECTION_PREFIX,
+    EXPECTED,
+    Event,
+    Talk,
+    activations,
+    first_of,
+    moment,
+    opinion,
+    rating,
+    reply_of,
+    seconds_between,
+    talk_of,
+    text_of,
+    words,
+)
 
 MODEL_KEYS = ("gen_ai.response.model", "gen_ai.request.model", "llm.model_name", "llm.request.model")
 DETAILS = "gen_ai.client.inference.operation.details"
@@ -116,6 +131,7 @@ def _event(told: Attributes, *, id: str, time: float | None, latency: float | No
         finish=finish,
         tool_calls=said.tool_calls,
         failed=failed,
+        activations=activations(told, DIRECTION_PREFIX),
     )
 
 
@@ -175,7 +191,9 @@ def _evaluation(told: Attributes, time: float | None) -> Event | None:
         return None
     value = first_of(told, "gen_ai.evaluation.score.label", "gen_ai.evaluation.score.value")
     name = words(told.get("gen_ai.evaluation.name"))
-    return Event(id=f"{about}/{name}", time=time, opinion=opinion(value, stars=name.lower() in {"rating", "stars"}), about=about)
+    stars = name.lower() in {"rating", "stars"}
+    score = told.get("gen_ai.evaluation.score.value")
+    return Event(id=f"{about}/{name}", time=time, opinion=opinion(value, stars=stars), about=about, rating=rating(score) if stars else None)
 
 
 def _span_id(context: Mapping[str, Any]) -> str:

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from forensics.errors import BadInput
 from forensics.monitor.alarms import ESCALATIONS, interval, read_alarm
 from forensics.monitor.baseline import Baseline, Settings, baseline_of, settings_of
+from forensics.monitor.feedback import joined
 from forensics.monitor.ingest import streams_of
+from forensics.monitor.looks import said_of, shapes_of
 from forensics.monitor.overview import FINE, PEOPLE, ROLL_BACK, UNTOLD, Canaried, Overview, Rate, Told
 from forensics.monitor.overview import Standing as HowItStands
 from forensics.monitor.schedule import Canaries, read_canaries
@@ -22,6 +24,8 @@ LIMITS = (
     "What should be refused is known of events that say so (`expect`, or a category of the record): compliance of others is not seen.",
     "Rates that the gate did not measure are held against the beginning of the traffic: what was wrong from the start is not seen.",
     "Bounds of the record are those of its prompts; requests of users differ, and a rate may lie higher on them without any change.",
+    "Shapes of traffic are of a sample, by lists of words and hashes of our own; a rhythm longer than what is learned (--rhythm), as of weeks, looks like drift.",
+    "Opinions are of those who give them: who is unhappy is more likely to.",
     "What a model does on a trigger that nobody sends, or in ways that no signal counts, is not seen.",
 )
 
@@ -39,7 +43,9 @@ def overview(store: Store, now: datetime) -> Overview:
     baseline = baseline_of(store)
     with store.reading() as view:
         states, tallies, kept = view.states(), view.tallies(), view.alarms()
-        totals = {rate: (count.events, count.hits) for rate, count in view.totals().items()}
+        summed = view.totals()
+    totals = {rate: (count.events, count.hits) for rate, count in summed.items()}
+    opinions = joined(summed, {})
     streams = list(streams_of(states, baseline, where=store.where).values())
     order = {signal: place for place, signal in enumerate(MEANING)}
     streams.sort(key=lambda stream: (order.get(stream.signal, len(order)), stream.category))
@@ -65,6 +71,8 @@ def overview(store: Store, now: datetime) -> Overview:
         silent=silent,
         canaries=canaries,
         alpha=baseline.alpha,
+        shapes=shapes_of(states, baseline, settings_of(store), where=store.where),
+        said=said_of(states, baseline, opinions, where=store.where),
         rates=tuple(_rate(stream, *totals.get((stream.signal, stream.category), (0, 0))) for stream in streams),
         alarms=tuple(sorted(told, key=lambda one: (-ESCALATIONS.index(one.escalation), one.raised))),
         tallies=tallies,

@@ -243,9 +243,9 @@ class Batch:
             (signal, category): Count(events=events, hits=hits) for signal, category, events, hits in self._rows(query, str, str, int, int)
         }
 
-    def totals(self) -> dict[tuple[str, str], Count]:
-        """All counts by signal and category, added up where they lie: there are many windows."""
-        chosen = sa.select(*RATE, *ADDED).group_by(*RATE)
+    def totals(self, signal: str | None = None) -> dict[tuple[str, str], Count]:
+        """All counts, or those of one signal, by signal and category, added up where they lie: there are many windows."""
+        chosen = sa.select(*RATE, *ADDED).where(sa.true() if signal is None else COUNTS.c.signal == signal).group_by(*RATE)
         return {(row[0], row[1]): Count(events=row[2], hits=row[3]) for row in self._rows(chosen, str, str, int, int)}
 
     def windows(self) -> tuple[int, int] | None:
