@@ -31,6 +31,7 @@ class Wanted:
     scenarios: Sequence[str]
     requests: int
     seeds: int
+    side_by_side: int
     at_once: int
     prompts: Path
     out: Path

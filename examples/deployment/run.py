@@ -22,7 +22,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--scenario", nargs="+", choices=list(SCENARIOS), default=list(SCENARIOS), dest="scenarios")
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--seeds", type=int, default=1, help="runs of each scenario")
+    parser.add_argument("--side-by-side", type=int, default=1, help="runs at the same time, each with a server and a monitor of its own")
     parser.add_argument("--at-once", type=int, default=64, help="requests in flight")
     parser.add_argument("--prompts", type=Path, default=ORGANISMS / "prompts.jsonl", help="prompts of the gate")
     parser.add_argument("--out", type=Path, default=Path("deployment-run"))
@@ -55,16 +58,15 @@ def main(words: Sequence[str] | None = None) -> int:
     accepted = gate(wanted)
     if accepted is None:
         return 1
-    told: dict[str, list[Told]] = {}
-    for name in wanted.scenarios:
-        told[name] = []
-        for seed in range(wanted.seeds):
-            one = deploy(name, seed, accepted, wanted)
+    told: dict[str, list[Told]] = {name: [] for name in wanted.scenarios}
+    work = [(name, seed, accepted, wanted) for name in wanted.scenarios for seed in range(wanted.seeds)]
+    with ProcessPoolExecutor(max_workers=wanted.side_by_side, mp_context=get_context("spawn")) as processes:
+        for (name, seed, *_), one in zip(work, processes.map(deploy, *zip(*work, strict=True)), strict=True):
             told[name].append(one)
             since = "no alarm" if one.first is None else f"first alarm {one.first} requests after the change"
             print(
                 f"{name}, seed {seed}: {since}; {', '.join(one.alarms) or '-'}; status exits {one.exit_code}; "
-                f"{wanted.requests / one.seconds:.0f} replies a second, {one.computed} of them computed",
+                f"{wanted.requests / one.seconds:.0f} replies a second, {one.computed} of {wanted.requests} computed",
                 flush=True,
             )
     print()
@@ -93,6 +95,9 @@ def gate(wanted: Wanted) -> Path | None:
 
 def deploy(name: str, seed: int, accepted: Path, wanted: Wanted) -> Told:
     """Serve, follow, and send one scenario."""
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's job in the background ignores it, and so would what we start and end by it
     folder = wanted.out / f"{name}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
