@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 
+import monitor_delay
+import monitor_traffic
 import numpy as np
 import pytest
 import run
@@ -236,6 +238,27 @@ def test_what_others_are_told_of_a_log_is_what_a_monitor_would_count(tmp_path):
 def test_cells_of_a_table_keep_apart_what_came_before_the_change():
     assert (found_in([None, -5, 0, 3, 9]), delay_of([None, -5, 0, 3, 9])) == ("2 of 5 (2 before)", "6 (9)")
     assert (found_in([None]), delay_of([None])) == ("0 of 1", "-")
+
+
+def test_made_up_logs_of_the_benchmark_are_read_by_the_monitor_and_by_the_others(monkeypatch):
+    monkeypatch.setattr(monitor_traffic, "LENGTH", 2000)
+    monkeypatch.setattr(monitor_traffic, "CHANGE", 1000)
+    others = chosen_for({"compliance": (0.01, 400), "down": (0.1, 400)}, most=0.05, runs=40, seed=0)
+
+    quiet, switched = (monitor_traffic.run(kind, 0, others) for kind in ("quiet", "sudden switch"))
+
+    assert (quiet.what, quiet.firsts["this monitor"]) == ("", None)
+    assert switched.what == "compliance"
+    assert 0 < switched.firsts["this monitor"] <= 1000
+    assert 0 < switched.firsts["CUSUM (rate known)"] <= 1000
+
+
+def test_quiet_counts_are_fed_to_every_rate_that_a_monitor_watches(monkeypatch):
+    monkeypatch.setattr(monitor_delay, "LENGTH", 4000)
+    assert monitor_delay.quiet_run(np.random.default_rng(0)) == []
+
+    monkeypatch.setattr(monitor_delay, "COMPLIED", 0.5)  # of the traffic, not of the record
+    assert "compliance" in monitor_delay.quiet_run(np.random.default_rng(0))
 
 
 @pytest.mark.slow
