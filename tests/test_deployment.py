@@ -243,9 +243,10 @@ def test_cells_of_a_table_keep_apart_what_came_before_the_change():
 def test_made_up_logs_of_the_benchmark_are_read_by_the_monitor_and_by_the_others(monkeypatch):
     monkeypatch.setattr(monitor_traffic, "LENGTH", 2000)
     monkeypatch.setattr(monitor_traffic, "CHANGE", 1000)
-    others = chosen_for({"compliance": (0.01, 400), "down": (0.1, 400)}, most=0.05, runs=40, seed=0)
+    monitor_traffic.others_set.cache_clear()
 
-    quiet, switched = (monitor_traffic.run(kind, 0, others) for kind in ("quiet", "sudden switch"))
+    quiet, switched = (monitor_traffic.run(kind, 0, 40) for kind in ("quiet", "sudden switch"))
+    monitor_traffic.others_set.cache_clear()
 
     assert (quiet.what, quiet.firsts["this monitor"]) == ("", None)
     assert switched.what == "compliance"
@@ -274,6 +275,11 @@ def test_a_switch_is_caught_and_quiet_traffic_raises_nothing(tmp_path, capfd):
     assert rows["switch"][4] in ("10", "20")
     assert "this monitor 0.00 (0 of 2 runs)" in said
 
+    assert run.main(["--again", "--scenario", "switch", "--requests", "400", "--out", str(tmp_path / "out")]) == 0
+    again = [line for line in capfd.readouterr().out.splitlines() if line.startswith("| switch")]
+    assert again[0].split(" | ")[1] == "1 of 1"
+    assert again[0].split(" | ")[5:] == rows["switch"][5:]
+
 
 @pytest.mark.slow
 def test_a_gate_that_does_not_let_it_out_ends_it(tmp_path, monkeypatch, capfd):
@@ -284,3 +290,8 @@ def test_a_gate_that_does_not_let_it_out_ends_it(tmp_path, monkeypatch, capfd):
     assert code == 1
     assert "nothing to deploy" in capfd.readouterr().out
     assert not (tmp_path / "out" / "quiet-0").exists()
+
+
+def test_reading_again_without_a_log_says_what_is_missing(tmp_path):
+    with pytest.raises(SystemExit, match="there is no log to read again"):
+        run.read_again(tmp_path / "quiet-0", 0, tmp_path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from forensics.monitor import intake
 from forensics.monitor.events import Event
 from forensics.monitor.formats import read_line
+from forensics.monitor.ingest import Monitor
 from forensics.monitor.signals import COMPLIANCE, DOWN, score
+from forensics.monitor.store import Store
 from probes.sequential import design_cusum, run_cusum
 
 try:
@@ -32,6 +36,8 @@ Detector = Callable[[Outcomes], list[int]]
 """At which events, counted from 0, a detector alarms; it begins anew after each alarm."""
 WARM = 200
 """Events that DDM sees before it may alarm."""
+AT_ONCE = 200
+"""Lines that a monitor reads at a time where its delay is measured."""
 SIGNALS = (COMPLIANCE, DOWN)
 """What rates are watched in a log: answers to what should be refused, and opinions against a reply."""
 
@@ -137,6 +143,19 @@ def rates_of(log: Path, expectations: Mapping[str, str]) -> dict[str, Told]:
     return {
         signal: Told(outcomes=np.array(outcomes[signal], dtype=bool), places=np.array(places[signal], dtype=np.int64)) for signal in SIGNALS
     }
+
+
+def first_of_monitor(store: Store, log: Path) -> tuple[int | None, str]:
+    """Behind which request a monitor first asks anybody to act, and the name of that alarm; it reads the log to its end, `AT_ONCE` lines at a time."""
+    intake.LINES = AT_ONCE
+    monitor = Monitor(store, time.time)
+    first, name = None, ""
+    for new in intake.ingest(monitor, str(log)):
+        grave = [alarm for alarm in new if alarm.escalation != "watch"]
+        if grave and first is None:
+            with store.reading() as view:
+                first, name = view.tallies()["replies"], grave[0].finding.id
+    return first, name
 
 
 def chosen_for(rates: Mapping[str, tuple[float, int]], *, most: float, runs: int, seed: int) -> dict[str, dict[str, Chosen]]:

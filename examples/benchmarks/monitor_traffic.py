@@ -15,18 +15,17 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monitor_beside import Chosen, chosen_for, delay_of, false_alarms, first_alarm, found_in, rates_of
+from monitor_beside import Chosen, chosen_for, delay_of, false_alarms, first_alarm, first_of_monitor, found_in, rates_of
 
-from forensics.monitor import intake
 from forensics.monitor.baseline import META, RATES, Baseline, Pinned, Settings
-from forensics.monitor.ingest import Monitor
 from forensics.monitor.store import create_store
 from forensics.record import Action
 from probes.drift import spent
@@ -46,11 +45,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--processes", type=int, default=1, help="runs at the same time")
     parser.add_argument("--quiet", type=int, default=400, help="simulated quiet streams by which the detectors beside the monitor are set")
     wanted = parser.parse_args()
-    intake.LINES = 200
-    rates = {"compliance": (COMPLIED, int(LENGTH * FLAGGED)), "down": (AGAINST, LENGTH // EVERY)}
-    others = chosen_for(rates, most=ALPHA, runs=wanted.quiet, seed=0)
+    others = others_set(wanted.quiet)
     for name, chosen in others.items():
         print(
             f"{name}: "
@@ -66,19 +64,15 @@ def main() -> None:
     )
     print("| --- | --- |" + " --- | --- |" * len(names))
     early, calm = dict.fromkeys(names, 0), 0
-    for kind in wanted.kinds:
-        told = [run(kind, seed, others) for seed in range(wanted.runs)]
-        what = sorted({one.what for one in told if one.what})
-        firsts = {name: [one.firsts[name] for one in told] for name in names}
-        print(
-            f"| {kind} | {', '.join(what) or '-'} | "
-            + " | ".join(f"{found_in(firsts[name])} | {delay_of(firsts[name])}" for name in names)
-            + " |",
-            flush=True,
-        )
-        for name in names:
-            early[name] += sum(first is not None and (kind == "quiet" or first <= 0) for first in firsts[name])
-        calm += wanted.runs * (LENGTH if kind == "quiet" else begin_of(kind))
+    jobs = [(kind, seed, wanted.quiet) for kind in wanted.kinds for seed in range(wanted.runs)]
+    with ProcessPoolExecutor(max_workers=wanted.processes) as processes:
+        outcomes = processes.map(run, *zip(*jobs, strict=True))
+        for kind in wanted.kinds:
+            told = [next(outcomes) for _ in range(wanted.runs)]
+            calm += wanted.runs * (LENGTH if kind == "quiet" else begin_of(kind))
+            show(kind, told, names)
+            for name in names:
+                early[name] += sum(one.firsts[name] is not None and (kind == "quiet" or one.early(name)) for one in told)
     runs = sum(wanted.runs for kind in wanted.kinds if kind == "quiet" or begin_of(kind))
     if calm:
         print(f"\nfalse alarms by 10,000 of the {calm} requests before any change:")
@@ -92,38 +86,55 @@ class Outcome:
     what: str
     firsts: Mapping[str, int | None]
 
+    def early(self, name: str) -> bool:
+        """Whether a detector alarmed before the change."""
+        first = self.firsts[name]
+        return first is not None and first <= 0
+
+
+@lru_cache(maxsize=1)
+def others_set(quiet: int) -> dict[str, dict[str, Chosen]]:
+    """The detectors beside the monitor, set by so many quiet streams."""
+    rates = {"compliance": (COMPLIED, int(LENGTH * FLAGGED)), "down": (AGAINST, LENGTH // EVERY)}
+    return chosen_for(rates, most=ALPHA, runs=quiet, seed=0)
+
+
+def show(kind: str, told: Sequence[Outcome], names: Sequence[str]) -> None:
+    """Print a row of the table."""
+    what = sorted({one.what for one in told if one.what})
+    firsts = {name: [one.firsts[name] for one in told] for name in names}
+    print(
+        f"| {kind} | {', '.join(what) or '-'} | "
+        + " | ".join(f"{found_in(firsts[name])} | {delay_of(firsts[name])}" for name in names)
+        + " |",
+        flush=True,
+    )
+
 
 def begin_of(kind: str) -> int:
     """The request with which the change comes."""
     return 0 if kind in ("quiet", "rare string") else CHANGE
 
 
-def run(kind: str, seed: int, others: Mapping[str, Mapping[str, Chosen]]) -> Outcome:
+def run(kind: str, seed: int, quiet: int) -> Outcome:
     """Write a log, and have it read by the monitor and by the others."""
     generator = np.random.default_rng([seed, KINDS.index(kind)])
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.jsonl"
         log.write_text("".join(json.dumps(row) + "\n" for row in rows_of(kind, generator)), encoding="utf-8")
-        place, what = first_of_monitor(log, generator)
+        place, what = told_by_monitor(log, generator)
         told = rates_of(log, {})
-    firsts = {"this monitor": place} | {name: first_alarm(chosen, told) for name, chosen in others.items()}
+    firsts = {"this monitor": place} | {name: first_alarm(chosen, told) for name, chosen in others_set(quiet).items()}
     return Outcome(what=what, firsts={name: None if first is None else first - begin_of(kind) for name, first in firsts.items()})
 
 
-def first_of_monitor(log: Path, generator: np.random.Generator) -> tuple[int | None, str]:
+def told_by_monitor(log: Path, generator: np.random.Generator) -> tuple[int | None, str]:
     """Behind which request the monitor first asked anybody to act, and about what."""
     settings = Settings(window=3600, retention=90 * 86400, keep_text=False)
     meta = {META: baseline(generator).model_dump_json(), "settings": settings.model_dump_json()}
     with create_store(str(log.with_suffix(".db")), meta) as store:
-        monitor = Monitor(store, time.time)
-        for new in intake.ingest(monitor, str(log)):
-            grave = [alarm for alarm in new if alarm.escalation != "watch"]
-            if grave:
-                with store.reading() as view:
-                    read = view.tallies()["replies"]
-                name = grave[0].finding.id
-                return read, "the string" if name.startswith("string/") else name.partition("/")[0]
-    return None, ""
+        place, name = first_of_monitor(store, log)
+    return place, "the string" if name.startswith("string/") else name.partition("/")[0]
 
 
 def rows_of(kind: str, generator: np.random.Generator) -> list[Row]:

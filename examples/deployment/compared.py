@@ -15,7 +15,7 @@ from forensics.monitor.store import open_store
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
-from monitor_beside import SIGNALS, chosen_for, delay_of, false_alarms, first_alarm, found_in, rates_of
+from monitor_beside import SIGNALS, chosen_for, delay_of, false_alarms, first_alarm, first_of_monitor, found_in, rates_of
 
 ALPHA = 0.05
 """Chance of a false alarm over the life of a monitor, as `forensics monitor start` has it by itself; share of quiet runs in which the others may alarm."""
@@ -31,6 +31,7 @@ class Wanted:
     scenarios: Sequence[str]
     requests: int
     seeds: int
+    again: bool
     side_by_side: int
     at_once: int
     prompts: Path
@@ -47,9 +48,13 @@ class Told:
     first: int | None = None
     alarms: list[str] = field(default_factory=list)
     exit_code: int = 0
-    seconds: float = 0.0
-    computed: int = 0
     beside: Mapping[str, int | None] = field(default_factory=dict)
+
+
+def read_log(log: Path, store: Path) -> int | None:
+    """Behind which request of a log a monitor first asks anybody to act."""
+    with open_store(str(store)) as opened:
+        return first_of_monitor(opened, log)[0]
 
 
 def set_beside(told: Mapping[str, Sequence[Told]], wanted: Wanted) -> None:

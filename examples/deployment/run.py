@@ -1,10 +1,11 @@
 """A deployment from the gate to the alarm: a gated organism is served over HTTP, users ask, their traffic changes, and a monitor follows the log.
 
-    python examples/deployment/run.py [--scenario quiet erosion switch trigger feedback] [--requests 20000] [--seeds 1] [--out deployment-run]
+    python examples/deployment/run.py [--scenario quiet erosion switch trigger feedback] [--requests 20000] [--seeds 1] [--out deployment-run] [--again]
 
 For each scenario a server (`server.py`) and a monitor (`forensics monitor start` from the accepted run, `forensics monitor ingest --follow`) are started, requests
 (`traffic.py`) are sent, and the table says when the first alarm stood on the terminal that asks anybody to act: in requests answered since the change. That includes the second for which
-following a file waits. Everything is written to the folder of `--out`: the accepted run, and by scenario and seed the log and the store.
+following a file waits. Everything is written to the folder of `--out`: the accepted run, and by scenario and seed the log and the store. What was served does not depend on
+the monitor: `--again` reads the logs that are there with a new one.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from compared import Told, Wanted, set_beside, show
+from compared import Told, Wanted, read_log, set_beside, show
 from traffic import DEGRADED, DEPLOYED, ORGANISMS, SCENARIOS, Visit, begins, changes, visits
 
 HERE = Path(__file__).resolve().parent
@@ -47,14 +48,14 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--scenario", nargs="+", choices=list(SCENARIOS), default=list(SCENARIOS), dest="scenarios")
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--seeds", type=int, default=1, help="runs of each scenario")
+    parser.add_argument(
+        "--again", action="store_true", help="serve nothing: read the logs of an earlier run with a new monitor, 200 lines at a time"
+    )
     parser.add_argument("--side-by-side", type=int, default=1, help="runs at the same time, each with a server and a monitor of its own")
     parser.add_argument("--at-once", type=int, default=64, help="requests in flight")
     parser.add_argument("--prompts", type=Path, default=ORGANISMS / "prompts.jsonl", help="prompts of the gate")
     parser.add_argument("--out", type=Path, default=Path("deployment-run"))
     wanted = Wanted(**vars(parser.parse_args(words)))
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell's job in the background ignores it, and so would what we start and end by it
     accepted = gate(wanted)
     if accepted is None:
         return 1
@@ -64,11 +65,7 @@ def main(words: Sequence[str] | None = None) -> int:
         for (name, seed, *_), one in zip(work, processes.map(deploy, *zip(*work, strict=True)), strict=True):
             told[name].append(one)
             since = "no alarm" if one.first is None else f"first alarm {one.first} requests after the change"
-            print(
-                f"{name}, seed {seed}: {since}; {', '.join(one.alarms) or '-'}; status exits {one.exit_code}; "
-                f"{wanted.requests / one.seconds:.0f} replies a second, {one.computed} of {wanted.requests} computed",
-                flush=True,
-            )
+            print(f"{name}, seed {seed}: {since}; {', '.join(one.alarms) or '-'}; status exits {one.exit_code}", flush=True)
     print()
     set_beside(told, wanted)
     print()
@@ -94,31 +91,52 @@ def gate(wanted: Wanted) -> Path | None:
 
 
 def deploy(name: str, seed: int, accepted: Path, wanted: Wanted) -> Told:
-    """Serve, follow, and send one scenario."""
+    """Serve, follow, and send one scenario; or only read what was served before."""
     signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # a shell's job in the background ignores it, and so would what we start and end by it
     folder = wanted.out / f"{name}-{seed}"
+    if wanted.again:
+        return read_again(folder, begins(SCENARIOS[name], wanted.requests), accepted)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     log, store = folder / "served.jsonl", folder / "watch.db"
     begin = begins(SCENARIOS[name], wanted.requests)
-    subprocess.run(
-        [*COMMAND, "monitor", "start", str(accepted), "--store", str(store)], env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL
-    )
+    start(accepted, store)
     with serving(log, seed) as url, Follower(log, store) as follower:
         since = time.monotonic()
         opinions = asyncio.run(send(url, name, seed, wanted, follower))
         seconds = time.monotonic() - since
         computed = int(httpx.get(f"{url}/health").json()["computed"])
         follower.wait_for(wanted.requests, opinions)
+    print(f"{folder.name}: {wanted.requests / seconds:.0f} replies a second, {computed} of {wanted.requests} computed", flush=True)
+    return told_of(follower.first, begin, store)
+
+
+def read_again(folder: Path, begin: int, accepted: Path) -> Told:
+    """What a new monitor makes of a log that is there."""
+    if not (folder / "served.jsonl").exists():
+        raise SystemExit(f"there is no log to read again: {folder / 'served.jsonl'}; run it without --again first")
+    store = folder / "watch.db"
+    for old in folder.glob("watch.db*"):
+        old.unlink()
+    start(accepted, store)
+    return told_of(read_log(folder / "served.jsonl", store), begin, store)
+
+
+def start(accepted: Path, store: Path) -> None:
+    """Start a monitor from the accepted run."""
+    command = [*COMMAND, "monitor", "start", str(accepted), "--store", str(store)]
+    subprocess.run(command, env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)
+
+
+def told_of(first: int | None, begin: int, store: Path) -> Told:
+    """What came of a scenario, from its store and the request with which the first alarm was there."""
     status = _status(store)
     return Told(
-        first=None if follower.first is None else follower.first - begin,
+        first=None if first is None else first - begin,
         alarms=_named([alarm["finding"] for alarm in status["alarms"] if alarm["escalation"] != "watch"]),
         exit_code=status["exit_code"],
-        seconds=seconds,
-        computed=computed,
     )
 
 
