@@ -34,6 +34,8 @@ except ImportError:  # an optional extra
 Outcomes = NDArray[np.bool_]
 Detector = Callable[[Outcomes], list[int]]
 """At which events, counted from 0, a detector alarms; it begins anew after each alarm."""
+LEAST_RISEN = 0.01
+"""The CUSUM is quickest for twice the rate, and for no rate below this, where its chain would be too wide to solve."""
 WARM = 200
 """Events that DDM sees before it may alarm."""
 AT_ONCE = 200
@@ -72,7 +74,7 @@ def families(rate: float) -> dict[str, Family]:
     """All kinds, for a quiet rate; those of river where it is installed."""
 
     def cusum(run_length: float) -> Detector:
-        design = design_cusum(rate, 2 * rate / (1 + rate), run_length=run_length)
+        design = design_cusum(rate, max(2 * rate / (1 + rate), LEAST_RISEN), run_length=run_length)
         return lambda outcomes: run_cusum(design, 0, outcomes)[1]
 
     found = {"CUSUM (rate known)": Family(make=cusum, settings=_steps(1e3, 1e7), setting="ARL0")}
