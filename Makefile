@@ -27,4 +27,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) demo-report forensics-runs forensics-probes .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) demo-report deployment-run forensics-runs forensics-probes .mypy_cache .ruff_cache .pytest_cache

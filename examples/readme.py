@@ -24,6 +24,10 @@ PACKAGES = ("forensics", "probes", "reports")
 OTHERS = (
     ("examples/organisms/", "small models with known plants, and the scripts that train them: ground truth"),
     ("examples/benchmarks/", "what measures this tool; prints the tables above"),
+    (
+        "examples/deployment/",
+        "an organism behind a server, users whose traffic changes, and a monitor that follows: `python examples/deployment/run.py`",
+    ),
     ("examples/demo.py", "what `make demo` runs"),
     ("tests/", "the house rules, the battery every check faces, and the rest"),
 )
