@@ -14,7 +14,7 @@ from forensics.monitor.overview import Overview, Rate, Told
 from forensics.monitor.windows import Behind, Bin, Course, History
 from forensics.record import sha256_text
 from reports.html import templates
-from reports.monitoring import STATUS_WORDS, TALLIES
+from reports.monitoring import STATUS_WORDS, TALLIES, bins_in_words, canaries_in_words, said_in_words, stage_in_words, tested_in_words
 from reports.words import number
 
 Span = Literal["day", "week", "all"]
@@ -117,6 +117,14 @@ def render(overview: Overview, history: History, now: datetime, span: Span) -> s
             rates=[one for one, rate in zip(rates, overview.rates, strict=True) if rate.signal != DOWN],
             down=next((one for one, rate in zip(rates, overview.rates, strict=True) if rate.signal == DOWN), None),
             feedback=_feedback(overview.tallies),
+            said=[said_in_words(said) for said in overview.said if said.events],
+            canaries=canaries_in_words(overview.canaries) if overview.canaries.count else "",
+            stage=stage_in_words(overview.shapes),
+            shapes=[
+                (shape.shape, shape.events, bins_in_words(shape.shares), bins_in_words(shape.usual), tested_in_words(shape))
+                for shape in overview.shapes.shapes
+                if shape.events
+            ],
             counted=_counted(overview.tallies),
             spans=[(name, words) for name, (_, words) in SPANS.items()],
             span=span,

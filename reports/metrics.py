@@ -112,6 +112,21 @@ def _of_decision(overview: Overview) -> Iterable[Metric]:
             ("decision", "exit_code"),
         ),
         info,
+        _gauge("silent", "1 if no event came for longer than it should take.", [((), int(overview.silent))]),
+        _gauge("canaries", "Canaries that succeeded.", [((), overview.canaries.count)]),
+        _gauge("canary_overdue", "1 if a canary is overdue.", [((), int(overview.canaries.overdue))]),
+        _gauge(
+            "said_evidence_decades",
+            "Evidence that users' opinions turned, in powers of ten.",
+            [((one.signal,), one.evidence) for one in overview.said],
+            ("signal",),
+        ),
+        _gauge(
+            "said_alarm_decades",
+            "Evidence at which opinions alarm.",
+            [((one.signal,), one.alarms_at) for one in overview.said],
+            ("signal",),
+        ),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from forensics.monitor.overview import Overview, Rate, Replayed, Said, Shapes, Told
+from forensics.monitor.overview import Canaried, Overview, Rate, Replayed, Said, Shape, Shapes, Told
 from reports.words import line, number
 
 STYLES = {"watch": "dim", "re-evaluate": "yellow", "human review": "bold yellow", "roll back": "bold red"}
@@ -48,11 +48,8 @@ def show_overview(overview: Overview, console: Console) -> None:
     for name, count in overview.tallies.items():
         if name.startswith("set aside: "):
             console.print(line((f"  {count} {name}", "dim")), soft_wrap=True)
-    canaries = overview.canaries
-    if canaries.count:
-        others = f"{canaries.other_words} of {canaries.compared} replies were in other words than the record's ({canaries.first_other_words} of {canaries.first_compared} at the first)"
-        due = f"; the next is due on {canaries.due}" if canaries.due else ""
-        console.print(line((f"Canaries: {canaries.count}, the last on {canaries.last}: {others}{due}.", "")), soft_wrap=True)
+    if overview.canaries.count:
+        console.print(line((canaries_in_words(overview.canaries), "")), soft_wrap=True)
     for words in (*overview.left_out, *overview.limits):
         console.print(line((f"- {words}", "dim")), soft_wrap=True)
 
@@ -73,41 +70,55 @@ def show_alarms(alarms: tuple[Told, ...], console: Console) -> None:
 
 
 def _show_shapes(shapes: Shapes, console: Console) -> None:
+    console.print(line((f"Shapes of traffic: {stage_in_words(shapes)}:", "")), soft_wrap=True)
+    for shape in shapes.shapes:
+        usual = f" (was {bins_in_words(shape.usual)})" if shape.usual else ""
+        tested = tested_in_words(shape)
+        now = bins_in_words(shape.shares) or f"{shape.events} events in this block"
+        console.print(line((f"  {shape.shape}: {now}{usual}{f'; {tested}' if tested else ''}", "dim")), soft_wrap=True)
+
+
+def _show_said(said: Said, console: Console) -> None:
+    if said.events:
+        console.print(line((said_in_words(said), "")), soft_wrap=True)
+
+
+def canaries_in_words(canaries: Canaried) -> str:
+    """How many canaries there were, what came of the last one, and when the next is due."""
+    others = f"{canaries.other_words} of {canaries.compared} replies were in other words than the record's ({canaries.first_other_words} of {canaries.first_compared} at the first)"
+    due = f"; the next is due on {canaries.due}" if canaries.due else ""
+    return f"Canaries: {canaries.count}, the last on {canaries.last}: {others}{due}."
+
+
+def stage_in_words(shapes: Shapes) -> str:
+    """How many events are looked at, and how much of their usual shapes is learned."""
     hours = number(shapes.rhythm / 3600)
     stage = (
         f"{shapes.blocks} blocks over {hours} hours were learned, {shapes.looks} compared since"
         if shapes.learned
         else f"still learning: {shapes.blocks} blocks of at least {shapes.blocks_wanted} over {hours} hours"
     )
-    console.print(
-        line(
-            (f"Shapes of traffic ({f'one of {shapes.one_of} events' if shapes.one_of > 1 else 'every event'} is looked at; {stage}):", "")
-        ),
-        soft_wrap=True,
-    )
-    for shape in shapes.shapes:
-        now = _bins(shape.shares) or f"{shape.events} events in this block"
-        usual = f" (was {_bins(shape.usual)})" if shape.usual else ""
-        tested = f"; p {number(shape.p_value)}" if shape.p_value is not None else ""
-        index = (
-            f", index {number(shape.index)} (by permutation p {number(shape.index_p)})" if shape.index is not None and shape.index_p is not None else ""
-        )  # fmt: skip
-        console.print(line((f"  {shape.shape}: {now}{usual}{tested}{index}", "dim")), soft_wrap=True)
+    return f"{f'one of {shapes.one_of} events' if shapes.one_of > 1 else 'every event'} is looked at; {stage}"
 
 
-def _bins(shares: Mapping[str, float]) -> str:
+def bins_in_words(shares: Mapping[str, float]) -> str:
+    """Shares in percent, by what they are of."""
     return ", ".join(f"{bin} {number(share)} %" for bin, share in shares.items())
 
 
-def _show_said(said: Said, console: Console) -> None:
-    if not said.events:
-        return
+def tested_in_words(shape: Shape) -> str:
+    """What the last full block of a shape showed against the beginning; "" where none was compared."""
+    tested = f"p {number(shape.p_value)}" if shape.p_value is not None else ""
+    if shape.index is None or shape.index_p is None:
+        return tested
+    return f"{tested}, index {number(shape.index)} (by permutation p {number(shape.index_p)})"
+
+
+def said_in_words(said: Said) -> str:
+    """What users say, since when it may be more, and how far the evidence goes."""
     turn = f"; perhaps from {number(said.before)} to {number(said.since)} %" if said.before is not None and said.since is not None else ""
     most = f"; more in {', '.join(said.most_in)}" if said.most_in else ""
-    console.print(
-        line((f"{said.meaning}: {said.hits} of {said.events}{turn}; evidence {said.evidence:.1f}, alarms at {said.alarms_at:.1f}{most}", "")),
-        soft_wrap=True,
-    )  # fmt: skip
+    return f"{said.meaning}: {said.hits} of {said.events}{turn}; evidence {said.evidence:.1f}, alarms at {said.alarms_at:.1f}{most}"
 
 
 def show_canary(canary: Replayed, console: Console) -> None:

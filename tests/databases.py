@@ -41,7 +41,9 @@ class Server:
 
     def start(self) -> None:
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder}"
-        subprocess.run(["pg_ctl", "-D", self.folder / "data", "-o", options, "-l", self.folder / "log", "-w", "start"], **self._quiet)
+        subprocess.run(
+            ["pg_ctl", "-D", self.folder / "data", "-o", options, "-l", self.folder / "log", "-w", "-t", "300", "start"], **self._quiet
+        )
 
     def stop(self) -> None:
         subprocess.run(["pg_ctl", "-D", self.folder / "data", "-m", "immediate", "stop"], **self._quiet)
