@@ -275,7 +275,7 @@ def test_a_switch_is_caught_and_quiet_traffic_raises_nothing(tmp_path, capfd):
     assert rows["switch"][4] in ("10", "20")
     assert "this monitor 0.00 (0 of 2 runs)" in said
 
-    assert run.main(["--again", "--scenario", "switch", "--requests", "400", "--out", str(tmp_path / "out")]) == 0
+    assert run.main(["--again", "--scenario", "quiet", "switch", "--requests", "400", "--out", str(tmp_path / "out")]) == 0
     again = [line for line in capfd.readouterr().out.splitlines() if line.startswith("| switch")]
     assert again[0].split(" | ")[1] == "1 of 1"
     assert again[0].split(" | ")[5:] == rows["switch"][5:]
