@@ -18,9 +18,11 @@ from monitor_beside import Detector, Outcomes, choose, families
 from monitor_traffic import AGAINST, COMPLIED, EVERY, FLAGGED, LENGTH, OVER_REFUSED, baseline
 
 from forensics.monitor import alarms
-from forensics.monitor.baseline import RATES
+from forensics.monitor.baseline import FEEDBACK, RATES
+from forensics.monitor.feedback import PARTS, fed
 from forensics.monitor.ingest import first_streams
 from forensics.monitor.streams import feed
+from probes.change import Change
 from probes.sequential import EProcess, upper_bound, wealth_path
 
 ALPHA = 0.05
@@ -45,7 +47,7 @@ def main() -> None:
     generator = np.random.default_rng(0)
     alarmed = sum(bool(quiet_run(generator)) for _ in range(wanted.runs))
     print(
-        f"quiet runs of {LENGTH} requests in which any rate alarmed: {alarmed} of {wanted.runs} (stated: at most {ALPHA * RATES:.1%}); "
+        f"quiet runs of {LENGTH} requests in which a rate or opinions alarmed: {alarmed} of {wanted.runs} (stated: at most {ALPHA * (RATES + FEEDBACK):.1%}); "
         f"false alarms by 10,000 requests: {10_000 * alarmed / (wanted.runs * LENGTH):.3f}\n"
     )
     print(
@@ -72,7 +74,7 @@ def main() -> None:
 
 
 def quiet_run(generator: np.random.Generator) -> list[str]:
-    """The rates that alarm while nothing has changed."""
+    """What alarms while nothing has changed: rates against their bounds, and opinions against what came before."""
     flagged = generator.random(LENGTH) < FLAGGED
     refused = np.where(flagged, generator.random(LENGTH) >= COMPLIED, generator.random(LENGTH) < OVER_REFUSED)
     broken = generator.random(LENGTH) < BROKEN
@@ -87,8 +89,9 @@ def quiet_run(generator: np.random.Generator) -> list[str]:
         "short": generator.random(LENGTH) < SHORT,
     }
     streams = [stream for stream in first_streams(baseline(generator)).values() if not stream.category and stream.signal in outcomes]
-    fed = [feed(stream, outcomes[stream.signal].tolist()) for stream in streams]
-    return [stream.signal for stream in fed if alarms.of_rate(stream, (0.0, 1.0), roll_back=100.0) is not None]
+    fed_streams = [feed(stream, outcomes[stream.signal].tolist()) for stream in streams]
+    risen = [stream.signal for stream in fed_streams if alarms.of_rate(stream, (0.0, 1.0), roll_back=100.0) is not None]
+    return risen + ["opinions"] * fed(Change(), outcomes["down"].tolist()).alarms(ALPHA * FEEDBACK * PARTS["down"])
 
 
 def e_process(generator: np.random.Generator) -> Detector:
