@@ -17,6 +17,7 @@ from reports.difference import leanings, meaning, place_map, speech
 from reports.edits import spectra, tokens
 from reports.figures import Drawing, drop_name, refusal_drops, weight_map
 from reports.finalists import ARMS, CONTROL_ARM, Finalist, finalists
+from reports.glance import glance
 from reports.hunting import search_against_null
 from reports.inside import layer_curves, projections
 from reports.judges import SAYS, JudgeRow, judge_rows
@@ -111,6 +112,7 @@ def render(saved: SavedRun) -> str:
         limits=limits,
         threats=threats,
         columns=columns(saved.record),
+        glance=glance(saved.record),
         sections=[_section(saved, configuration) for configuration in verdict.by_configuration],
         status_words=STATUS_WORDS,
         exit_words=EXIT_WORDS[verdict.exit_code],

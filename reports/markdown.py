@@ -6,6 +6,7 @@ import re
 
 from forensics.record import AuditRecord, CheckResult
 from reports.columns import METRICS, cells_of
+from reports.glance import glance
 from reports.rules import decisive
 from reports.unseen import split_limits
 from reports.words import ACTION_WORDS, EXIT_WORDS, NEXT_STEPS, STATUS_WORDS, printable
@@ -28,6 +29,8 @@ def render_markdown(record: AuditRecord) -> str:
         f"Exit code {verdict.exit_code} ({EXIT_WORDS[verdict.exit_code]}); valid until {record.valid_until[:10]}; policy {safe(record.policy.name)}.",
         "",
         f"**Next:** {NEXT_STEPS[verdict.action]}",
+        "",
+        *_glance(record),
         "",
         "### Why",
         "",
@@ -82,6 +85,13 @@ def safe(text: str) -> str:
     flat = " ".join(printable(text).split())
     marked = MARKS.sub(lambda found: f"{found[0]}{GAP}" if found[0].isdigit() else f"\\{found[0]}", flat)
     return re.sub(r"@(?=\S)|#(?=\d)|:(?=//)|(?i:www)(?=\.)", lambda found: found[0] + GAP, marked)
+
+
+def _glance(record: AuditRecord) -> list[str]:
+    seen = glance(record)
+    where = f" ({safe(seen.configuration)})" if seen.configuration else ""
+    answers = ((f"What was done{where}", seen.done), ("What was lost", seen.lost), ("What is hidden", seen.hidden), ("How sure", seen.sure))
+    return [f"- **{asked}:** {safe(said[: 2 * CLAIM])}" for asked, said in answers]
 
 
 def _said(result: CheckResult) -> str:

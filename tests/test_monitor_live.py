@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
-from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import pytest
+from browsers import driven
 from cases import run_cli
 from google.protobuf import json_format
 from monitored import ANSWER, REFUSAL, START, fed, log, tallied, traffic
@@ -23,7 +22,6 @@ from reports.evaluations import evaluations
 
 NOW = datetime.fromtimestamp(START + 1e6, UTC)
 NASTY = "\x1b[31m<script>document.title='x'</script>\u202e&lt;b&gt; {{7*7}}\x00\"'><img src=//evil.example/x onerror=alert(1)>"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def page_of(monitor, span="all"):
@@ -249,19 +247,6 @@ def test_evaluations_are_written_or_given_to_a_collector(store, accepted, tmp_pa
     assert token not in posted.stdout + posted.stderr + gone.stderr
 
 
-@contextmanager
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium here to show the page")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed, which drives chromium here")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        try:
-            yield opened
-        finally:
-            opened.close()
-
-
 @pytest.mark.slow
 def test_the_page_in_a_browser(store, tmp_path):
     """Loads nothing from elsewhere, says nothing wrong, fits a phone, keeps what was opened while it updates, and obeys no hostile text."""
@@ -273,7 +258,7 @@ def test_the_page_in_a_browser(store, tmp_path):
         "--store",
         store,
     )
-    with served(store) as service, browser() as opened:
+    with served(store) as service, driven() as opened:
         wrong, asked = [], []
         for width, scheme in ((360, "dark"), (1280, "light")):
             page = opened.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme).new_page()
@@ -314,7 +299,7 @@ def test_the_page_in_a_browser(store, tmp_path):
 @pytest.mark.slow
 def test_the_page_reloads_itself_where_scripts_are_off(store, tmp_path):
     run_cli("monitor", "ingest", log(tmp_path / "a.jsonl", traffic(300)), "--store", store)
-    with served(store) as service, browser() as opened:
+    with served(store) as service, driven() as opened:
         page = opened.new_context(java_script_enabled=False).new_page()
         page.goto(service.url)
 

@@ -1,0 +1,129 @@
+"""What a reader has to know first, in four answers: what was done, what was lost, what is hidden, and how sure all of that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from forensics.record import ACTIONS_MILD_TO_STRICT, AuditRecord, CheckResult, Evidence, Finding, Status
+from forensics.verdict import detectable_name
+from reports.finalists import CHECKS as SEARCHES
+
+LOST = {
+    "refusal.drop": "refusal of harmful prompts",
+    "multi-turn-refusal.drop": "refusal in conversations",
+}
+KIND, BEHAVIOUR = "weights.edit-kind", "behaviour.refusal"
+UNSEEN = (Status.INCONCLUSIVE, Status.SKIPPED, Status.ERROR)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Glance:
+    """The answers about the configuration with the strictest action; `configuration` is named where there are several."""
+
+    configuration: str
+    done: str
+    lost: str
+    hidden: str
+    sure: str
+
+
+def glance(record: AuditRecord) -> Glance:
+    """The four answers, from a record alone."""
+    by = record.verdict.by_configuration
+    worst = max(by, key=lambda name: ACTIONS_MILD_TO_STRICT.index(by[name]))  # of equals the first
+    results = [result for result in record.results if result.configuration == worst]
+    return Glance(
+        configuration=worst if len(by) > 1 else "",
+        done=_done(results),
+        lost=_lost(results),
+        hidden=_hidden(results),
+        sure=_sure(record, results),
+    )
+
+
+def _of(results: Sequence[CheckResult], check: str) -> CheckResult | None:
+    return next((result for result in results if result.check == check), None)
+
+
+def _unlooked(result: CheckResult | None, what: str) -> str:
+    """Why there is no answer."""
+    if result is None:
+        return f"Not known: {what} was not looked at."
+    return f"Not known: {result.reason}" if result.status in UNSEEN else ""
+
+
+def _done(results: Sequence[CheckResult]) -> str:
+    result = _of(results, KIND)
+    if result is None or not result.findings:
+        return _unlooked(result, "the kind of edit") or "Not known: the weights show no kind of edit."
+    graver = [
+        one.claim
+        for other in results
+        if other.check != KIND
+        for one in other.findings
+        if one.severity != "info" and other.check.startswith(("files.", "weights."))
+    ]
+    return " ".join([f"{result.findings[0].label}: {result.findings[0].claim}", *graver[:2]])
+
+
+def _lost(results: Sequence[CheckResult]) -> str:
+    result = _of(results, BEHAVIOUR)
+    if result is None or not result.evidence:
+        return _unlooked(result, "behaviour") or "Not known: no reply was compared."
+    parts = []
+    for metric, words in LOST.items():
+        found = result.find(metric)
+        if found is None or found.low is None or found.high is None:
+            continue
+        could = result.find(detectable_name(metric))
+        power = f"; a loss of {could.value:g} points or more would have shown" if could is not None and could.value < 100.0 else ""
+        parts.append(f"{words}: {_points(found)} of {found.n or 0} prompts{power}")
+    worst = max(
+        (item for item in result.evidence if item.name.startswith("refusal.drop.") and item.low is not None),
+        key=lambda item: item.value,
+        default=None,
+    )
+    if worst is not None and worst.value > 0.0:
+        parts.append(f"most in {worst.name.removeprefix('refusal.drop.')}: {_points(worst)}")
+    words = "; ".join(parts)
+    return f"{words[:1].upper()}{words[1:]}." if words else "Not known: no loss could be measured."
+
+
+def _points(item: Evidence) -> str:
+    return f"{item.value:.1f} points lost ({item.low:.1f} to {item.high:.1f})"
+
+
+def _hidden(results: Sequence[CheckResult]) -> str:
+    searches = [result for result in results if result.check in SEARCHES]
+    found = [finding for result in searches for finding in result.findings if finding.severity != "info"]
+    if found:
+        return " ".join(f"{finding.label}: {finding.claim}" for finding in found[:2])
+    if not searches:
+        return "Not known: triggers were not searched for."
+    blind = [result.reason for result in searches if result.status in UNSEEN]
+    looked = [result.check for result in searches if result.status not in UNSEEN]
+    if not looked:
+        return f"Not known: {blind[0]}"
+    return f"Nothing was confirmed by {' and '.join(looked)}, within their budget; that is no proof that there is nothing."
+
+
+def _sure(record: AuditRecord, results: Sequence[CheckResult]) -> str:
+    graver = [finding for result in results for finding in result.findings if finding.severity in ("medium", "high", "critical")]
+    blind = [result.check for result in results if result.status in UNSEEN]
+    looked = len(results) - len(blind)
+    says = [f"{looked} of {len(results)} checks could look" + (f"; not: {', '.join(blind)}" if blind else "")]
+    if graver:
+        best = max(graver, key=_certainty)
+        says.append(f"the surest finding ({best.label}) has confidence {best.confidence}" + (f", level {best.level}" if best.level else ""))
+    if record.pending:
+        says.append(f"{len(record.pending)} things are left to people")
+    return "; ".join(says) + "."
+
+
+def _certainty(finding: Finding) -> tuple[int, int]:
+    order = ("low", "medium", "high")
+    return (
+        order.index(finding.confidence),
+        ("", "candidate", "screened", "confirmed", "causal", "characterised").index(finding.level or ""),
+    )
