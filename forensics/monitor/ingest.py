@@ -277,7 +277,9 @@ class Monitor:
             if alarm is None and risen:
                 watched = alarms.of_adwin(stream, memory.beside.windows[name], span)
                 work.found[watched.finding.id] = watched
-        for told in self._follower.decide(memory.beside, span, lambda: enriched(joined(batch.totals(DOWN), _counts_of(work)))):
+        for told in self._follower.decide(
+            memory.beside, span, lambda: enriched(joined(batch.totals(DOWN), _counts_of(work)), where=self.store.where)
+        ):
             work.found[told.finding.id] = told
 
     def _write(self, source: str, after: Place | None, memory: Memory, work: _Work, batch: Batch) -> None:

@@ -42,7 +42,7 @@ def said_of(states: Mapping[str, str], baseline: Baseline, opinions: Mapping[str
     found = []
     for signal, change in read_changes(states, where=where).items():
         (events, hits), (later, more) = change.before, change.after
-        most = enriched(opinions) if signal == DOWN else ()
+        most = enriched(opinions, where=where) if signal == DOWN else ()
         found.append(
             Said(
                 signal=signal, meaning=CHANGING[signal], events=change.events, hits=change.hits, evidence=change.log_peak / math.log(10.0),
