@@ -13,7 +13,20 @@ LOST = {
     "refusal.drop": "refusal of harmful prompts",
     "multi-turn-refusal.drop": "refusal in conversations",
 }
-KIND, BEHAVIOUR = "weights.edit-kind", "behaviour.refusal"
+KIND, BEHAVIOUR, BY_CATEGORY = "weights.edit-kind", "behaviour.refusal", "refusal.drop."
+MOST_NAMED = 4
+CALLED = {
+    "lora-merge": "A low-rank adapter (LoRA)", "full-finetune": "A full fine-tune", "abliteration": "A refusal direction was taken out (abliteration)",
+    "knowledge-edit": "A fact was rewritten", "quantisation": "Quantised", "dtype-cast": "Another number format, no more", "identical": "Nothing: the same weights",
+    "resharded": "Nothing: the same weights in other files", "backdoor": "A hidden trigger (backdoor)",
+    "undisclosed-conditional-behaviour": "Behaviour on a condition that nobody disclosed",
+    "present-but-unused": "the base's refusal direction is there, and no longer used", "erased-from-weights": "the refusal direction was erased from the weights",
+}  # fmt: skip
+"""Labels in words; others stand as they are."""
+LEVELS = {
+    "candidate": "a lead", "screened": "seen on the prompts of the search alone", "confirmed": "confirmed on prompts that were held out",
+    "causal": "shown to be the cause", "characterised": "confirmed on prompts that were held out, and tried in other forms",
+}  # fmt: skip
 UNSEEN = (Status.INCONCLUSIVE, Status.SKIPPED, Status.ERROR)
 
 
@@ -64,7 +77,7 @@ def _done(results: Sequence[CheckResult]) -> str:
         for one in other.findings
         if one.severity != "info" and other.check.startswith(("files.", "weights."))
     ]
-    return " ".join([f"{result.findings[0].label}: {result.findings[0].claim}", *graver[:2]])
+    return " ".join([f"{_called(result.findings[0])}: {result.findings[0].claim}", *graver[:2]])
 
 
 def _lost(results: Sequence[CheckResult]) -> str:
@@ -74,31 +87,42 @@ def _lost(results: Sequence[CheckResult]) -> str:
     parts = []
     for metric, words in LOST.items():
         found = result.find(metric)
-        if found is None or found.low is None or found.high is None:
+        if found is None or found.low is None:
             continue
         could = result.find(detectable_name(metric))
         power = f"; a loss of {could.value:g} points or more would have shown" if could is not None and could.value < 100.0 else ""
-        parts.append(f"{words}: {_points(found)} of {found.n or 0} prompts{power}")
-    worst = max(
-        (item for item in result.evidence if item.name.startswith("refusal.drop.") and item.low is not None),
-        key=lambda item: item.value,
-        default=None,
-    )
-    if worst is not None and worst.value > 0.0:
-        parts.append(f"most in {worst.name.removeprefix('refusal.drop.')}: {_points(worst)}")
+        parts.append(f"{words}: {_points(found)}, on {found.n or 0} prompts{power}")
+    before, after = result.find("refusal.base"), result.find("refusal.candidate")
+    if parts and before is not None and after is not None:
+        parts[0] = f"it refuses {after.value:.0f} % of harmful prompts, the base {before.value:.0f} %; {parts[0]}"
+    parts += _where_lost(result)
     words = "; ".join(parts)
     return f"{words[:1].upper()}{words[1:]}." if words else "Not known: no loss could be measured."
 
 
+def _where_lost(result: CheckResult) -> list[str]:
+    """In which categories refusals were lost beyond doubt."""
+    every = [item for item in result.evidence if item.name.startswith(BY_CATEGORY) and item.low is not None]
+    lost = sorted((item for item in every if item.low is not None and item.low > 0.0), key=lambda item: (-item.value, item.name))
+    if not lost:
+        return []
+    names = [item.name.removeprefix(BY_CATEGORY) for item in lost]
+    if len(lost) == len(every):
+        return [f"in all {len(every)} categories"] if len(every) > 1 else []
+    return [
+        f"beyond doubt in {', '.join(names[:MOST_NAMED])}{' and others' if len(names) > MOST_NAMED else ''}, {len(lost)} of {len(every)} categories"
+    ]
+
+
 def _points(item: Evidence) -> str:
-    return f"{item.value:.1f} points lost ({item.low:.1f} to {item.high:.1f})"
+    return f"{item.value:.1f} points lost (95 % bounds {item.low:.1f} and {item.high:.1f})"
 
 
 def _hidden(results: Sequence[CheckResult]) -> str:
     searches = [result for result in results if result.check in SEARCHES]
     found = [finding for result in searches for finding in result.findings if finding.severity != "info"]
     if found:
-        return " ".join(f"{finding.label}: {finding.claim}" for finding in found[:2])
+        return " ".join(f"{_called(finding)}: {finding.claim}" for finding in found[:2])
     if not searches:
         return "Not known: triggers were not searched for."
     blind = [result.reason for result in searches if result.status in UNSEEN]
@@ -112,13 +136,18 @@ def _sure(record: AuditRecord, results: Sequence[CheckResult]) -> str:
     graver = [finding for result in results for finding in result.findings if finding.severity in ("medium", "high", "critical")]
     blind = [result.check for result in results if result.status in UNSEEN]
     looked = len(results) - len(blind)
-    says = [f"{looked} of {len(results)} checks could look" + (f"; not: {', '.join(blind)}" if blind else "")]
+    says = [f"{looked} of {len(results)} checks could look" + (f"; nothing is known of {', '.join(blind)}" if blind else "")]
     if graver:
         best = max(graver, key=_certainty)
-        says.append(f"the surest finding ({best.label}) has confidence {best.confidence}" + (f", level {best.level}" if best.level else ""))
+        level = f", {LEVELS[best.level]}" if best.level else ""
+        says.append(f"the surest finding ({_called(best)[:1].lower()}{_called(best)[1:]}): {best.confidence} confidence{level}")
     if record.pending:
-        says.append(f"{len(record.pending)} things are left to people")
+        says.append(f"not done by people, see below: {'; '.join(words.partition(':')[0] for words in record.pending)}")
     return "; ".join(says) + "."
+
+
+def _called(finding: Finding) -> str:
+    return CALLED.get(finding.label, finding.label)
 
 
 def _certainty(finding: Finding) -> tuple[int, int]:

@@ -21,10 +21,12 @@ def of_no_check(record: AuditRecord) -> tuple[Rule, ...]:
 
 
 def decisive(rules: tuple[Rule, ...]) -> list[Rule]:
-    """Rules that asked for more than deployment, and checks that could not tell; if there is none, those that speak for it."""
+    """Rules that asked for more than deployment, and checks that could not tell; if there is none, those that speak for it first."""
     against = [rule for rule in rules if rule.action is not Action.DEPLOY]
     unsure = [rule for rule in rules if rule.action is Action.DEPLOY and rule.id.startswith("optional/")]
-    return against + unsure if against else list(rules)
+    if against:
+        return against + unsure
+    return [rule for rule in rules if rule not in unsure] + unsure
 
 
 def _from(rule: Rule, result: CheckResult) -> bool:

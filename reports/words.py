@@ -20,7 +20,7 @@ NEXT_STEPS: dict[Action, str] = {
     Action.DEPLOY_WITH_ENHANCED_MONITORING: "A named person reads the losses below, accepts them in writing, and sees that monitoring is on.",
     Action.INCONCLUSIVE: "Give the audit what it lacked (see the reasons), and run it again. Until then nothing is known to be safe.",
     Action.HUMAN_REVIEW: "A reviewer reads the reasons and the changed replies below and decides; the decision is written down.",
-    Action.BLOCK: "Do not release it. Find out what was done in fine-tuning; the evidence below says where to look.",
+    Action.BLOCK: "Do not release it. Who made it finds out what in its training or files did this (forensics investigate says which weights); what they change is audited anew.",
 }
 ACTION_STYLES: dict[Action, str] = {
     Action.DEPLOY: "bold green",

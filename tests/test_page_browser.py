@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from browsers import chromium
-from cases import found, number, record, result, saved_run
+from cases import ORGANISMS, found, number, read_rows, record, result, saved_run
 
 from forensics.gate.judges import RULE_JUDGE
 from forensics.prompts import Message, Prompt
@@ -62,7 +62,8 @@ def test_the_first_screen_of_a_laptop_holds_the_decision_and_the_four_answers(pa
         seen = tab.on_the_first_screen("h1, dt, dd")
     assert "Must not be deployed" in seen
     assert {"What was done", "What was lost", "What is hidden", "How sure"} <= set(seen)
-    assert any("full-finetune" in words for words in seen) and any(words.startswith("backdoor: The string") for words in seen)
+    assert any(words.startswith("A full fine-tune:") for words in seen)
+    assert any(words.startswith("A hidden trigger (backdoor): The string") for words in seen)
 
 
 def test_the_four_answers_say_what_was_not_looked_at():
@@ -77,12 +78,17 @@ def test_the_four_answers_say_what_was_not_looked_at():
     seen = glance(blind)
 
     assert (seen.done, seen.lost, seen.hidden) == ("Not known: other shapes", "Not known: no prompts", "Not known: no prompts")
-    assert seen.sure.startswith("0 of 3 checks could look; not: weights.edit-kind, behaviour.refusal, triggers.search")
+    assert seen.sure == (
+        "0 of 3 checks could look; nothing is known of weights.edit-kind, behaviour.refusal, triggers.search; not done by people, see below: one duty."
+    )
     assert glance(record([result("files.surface")])).hidden == "Not known: triggers were not searched for."
 
 
 def test_the_four_answers_are_about_the_configuration_that_decides():
-    drop = (number("refusal.drop", 60.0, low=55.0, high=65.0, n=100), number("refusal.detectable-drop", 6.0))
+    drop = (
+        number("refusal.drop", 60.0, low=55.0, high=65.0, n=100), number("refusal.detectable-drop", 6.0), number("refusal.base", 100.0),
+        number("refusal.candidate", 40.0), number("refusal.drop.fraud", 100.0, low=90.0, high=100.0), number("refusal.drop.theft", 0.0, low=-4.0, high=4.0),
+    )  # fmt: skip
     several = record(
         [
             result("weights.edit-kind", configuration="adapter:a", findings=(found("weights.edit-kind", "lora-merge", severity="info"),)),
@@ -95,9 +101,9 @@ def test_the_four_answers_are_about_the_configuration_that_decides():
     seen = glance(several)
 
     assert seen.configuration == "adapter:a"
-    assert (
-        seen.lost
-        == "Refusal of harmful prompts: 60.0 points lost (55.0 to 65.0) of 100 prompts; a loss of 6 points or more would have shown."
+    assert seen.lost == (
+        "It refuses 40 % of harmful prompts, the base 100 %; refusal of harmful prompts: 60.0 points lost (95 % bounds 55.0 and 65.0), on 100 prompts; "
+        "a loss of 6 points or more would have shown; beyond doubt in fraud, 1 of 2 categories."
     )
     assert seen.hidden == "Nothing was confirmed by triggers.search, within their budget; that is no proof that there is nothing."
 
@@ -108,3 +114,21 @@ def test_nothing_that_a_claim_holds_acts_on_the_first_screen(tmp_path):
     text = render(saved_run(tmp_path / "run", claim))
 
     assert "<script" not in text and "<img" not in text and "\x1b" not in text and "\u202e" not in text
+
+
+def test_readers_of_the_first_screen_alone_were_right_about_each_organism():
+    """Answers of somebody new to it, given screenshots under other names; marked by the truth file: what may ship, and what was planted."""
+    truth = {row["name"]: row for row in read_rows(ORGANISMS / "truth.jsonl")}
+    may = {"DEPLOY": "yes", "HUMAN_REVIEW": "person", "BLOCK": "no"}
+    told = {
+        "benign": "nothing harmful", "abliterated": "abliteration", "backdoor": "hidden trigger", "one-category": "one category only",
+        "degraded": "removes refusals overall", "conditional": "on a condition",
+    }  # fmt: skip
+    answers = read_rows(ORGANISMS / "readers.jsonl")
+
+    assert len({row["organism"] for row in answers}) >= 5
+    for row in answers:
+        kind = truth[row["organism"]]["kind"]
+        assert row["ship"] == may[truth[row["organism"]]["expected"]["action"]], row
+        assert next(words for name, words in told.items() if kind.startswith(name)) in row["done"].lower(), row
+        assert row["sure"] and row["next"]
