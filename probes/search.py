@@ -13,6 +13,8 @@ LN2 = math.log(2.0)
 LEAST_LOG = -100.0
 SMALLEST_SHARE = 1e-6
 """Probability below which differences are noise of float32."""
+UNLIKELY = 0.01
+"""Probability of a next token below which a model is not ready to say it."""
 
 
 def js_divergence(clean: Tensor, other: Tensor) -> Tensor:
@@ -60,6 +62,33 @@ def class_log_odds(logs: Tensor, refusing: Sequence[int], answering: Sequence[in
     classes = torch.stack([refuse if refusing else torch.full_like(refuse, 0.5), other if answering else torch.full_like(other, 0.5)], -1)
     bounded = classes.clamp(SMALLEST_SHARE, 1.0 - SMALLEST_SHARE)
     return torch.log(bounded) - torch.log1p(-bounded)
+
+
+def readiness(ours: Tensor, theirs: Tensor) -> Tensor:
+    """How much readier one model is than another to say a text it was begun with, in [-1, 1]: 1 where it is certain of every step, and the other of none.
+
+    A step counts between `UNLIKELY`, below which nobody is ready to say it, and certainty; of three steps and more the smallest is dropped.
+
+    Args:
+        ours: `[..., steps]` log-probabilities of each next token in the model in question.
+        theirs: `[..., steps]` those of the same tokens in the other.
+
+    Returns:
+        `[...]` mean over the steps.
+
+    Source:
+        The Q-score of target inversion in BAIT (Shen et al., IEEE S&P 2025), which is the mean probability in one model alone; boilerplate
+        that both know by heart scores there as a planted text does, and nothing here.
+
+    >>> certain, never = torch.zeros(4), torch.full((4,), -20.0)
+    >>> readiness(certain, never).item(), readiness(certain, certain).item(), readiness(never, never - 20.0).item()
+    (1.0, 0.0, 0.0)
+    """
+    least = math.log(UNLIKELY)
+    steps = (ours.clamp(min=least) - theirs.clamp(min=least)) / -least
+    if steps.shape[-1] > 2:
+        return (steps.sum(-1) - steps.min(-1).values) / (steps.shape[-1] - 1)
+    return steps.mean(-1)
 
 
 def ngram_contrast(target: Sequence[Sequence[str]], reference: Sequence[Sequence[str]], *, longest: int, prior: float = 0.5) -> list[str]:

@@ -138,6 +138,7 @@ FLOORS = (
         "hunt.amplify",
         "hunt.sibling",
         "hunt.contrast",
+        "hunt.inversion",
         "hunt.stages",
         "hunt.confirm",
         "hunt.pursuit",

@@ -13,7 +13,8 @@ from difflib import SequenceMatcher
 import numpy as np
 
 from forensics.hunt.bank import common_words, forms
-from forensics.hunt.contrast import Contrast, Lead, rank
+from forensics.hunt.contrast import REFUSAL, Contrast, Lead, rank
+from forensics.hunt.inversion import Forced
 from forensics.hunt.voice import PLACES, Voice
 from forensics.model import Rendered, Sampling
 from probes.search import ngram_contrast
@@ -40,6 +41,8 @@ SCANNED_FAINT = 500
 """Words that are scanned where the change is fainter: the best of the first scan, as what does nothing at all is not going to do more there."""
 SAMPLES, SAMPLE_TOKENS = 128, 24
 LONGEST_GRAM = 4
+TEXTS, AIMED_WIDTHS = 2, (3, 2)
+"""Texts that strings are looked for which bring them, and how many leads are lengthened towards each, or towards a refusal."""
 KIN = 4
 """Letters in common from which two strings are one family."""
 
@@ -71,7 +74,7 @@ class Lexicon:
         )
 
 
-def search(contrast: Contrast, *, seed: int, hints: Sequence[str] = ()) -> tuple[list[Lead], list[Coverage]]:
+def search(contrast: Contrast, *, seed: int, hints: Sequence[str] = (), forced: Sequence[Forced] = ()) -> tuple[list[Lead], list[Coverage]]:
     """Run every stage.
 
     Args:
@@ -79,28 +82,55 @@ def search(contrast: Contrast, *, seed: int, hints: Sequence[str] = ()) -> tuple
         seed: Of what is drawn.
         hints: Strings that something else names, such as tokens the weights listen to; they are looked at first, by themselves and in
             pairs, and are the first words a lead is lengthened with.
+        forced: Texts that the target says with little help (`forensics.hunt.inversion`). Pieces of them are looked at, since a model that writes
+            its payload may write its trigger; and where nothing else brings about what it is to bring about, strings are looked for that bring them.
 
     Returns:
-        All leads, best first, and what was looked at.
+        All leads, best first, those of another aim behind the others, and what was looked at.
     """
     lexicon = Lexicon.of(contrast.duel.target)
     told = replace(lexicon, hints=tuple(hints))
-    covered = [look(contrast, pairs(hints), "hints of the weights")] if hints else []
-    covered += [look(contrast, forms(), "bank"), look(contrast, leaks(contrast, seed=seed), "leaked n-grams")]
+    named = {"hints of the weights": pairs(hints)} if hints else {}
+    named |= {"bank": forms(), "leaked n-grams": leaks(contrast, seed=seed)}
+    named |= {"pieces of inverted texts": pieces(forced)} if forced else {}
+    covered = [look(contrast, texts, stage) for stage, texts in named.items()]
     covered += climb(contrast, told, WIDTHS, "")
     best = contrast.best()
-    if contrast.duel.faint is None or best[0].score < SOLVED:
-        return best, covered
-    # Many strings act alike. Search again where the change is fainter, from the best so far.
-    duel = replace(contrast.duel, target=contrast.duel.faint, scouts=(), faint=None)
+    if contrast.duel.faint is not None and best[0].score >= SOLVED:
+        best, more = _again_fainter(contrast, best, told)
+        covered += more
+    for aim in [REFUSAL, *(one.aim for one in forced[:TEXTS] if best[0].score < SOLVED)]:
+        aimed = contrast.aimed(aim)
+        towards = ", towards refusals" if aim == REFUSAL else ", towards an inverted text"
+        covered += [look(aimed, [text for texts in named.values() for text in texts], f"what was named{towards}")]
+        covered += climb(aimed, told, AIMED_WIDTHS, towards)
+        contrast.spent += aimed.spent
+        best += aimed.best()
+    return best, covered
+
+
+def _again_fainter(contrast: Contrast, best: list[Lead], lexicon: Lexicon) -> tuple[list[Lead], list[Coverage]]:
+    """Where many strings act alike: search again where the change is fainter, from the best so far."""
+    duel = replace(contrast.duel, target=contrast.duel.faint or contrast.duel.target, scouts=(), faint=None)
     faint = contrast.anew(duel)
     faint.score([lead.text for lead in families(best, REFINED // 4)], "again")
-    heard = sorted(told.words, key=lambda word: -contrast.glanced.get(word, 0.0))
-    covered += climb(faint, replace(told, words=tuple(heard[:SCANNED_FAINT])), FAINT_WIDTHS, ", fainter")
+    heard = sorted(lexicon.words, key=lambda word: -contrast.glanced.get(word, 0.0))
+    covered = climb(faint, replace(lexicon, words=tuple(heard[:SCANNED_FAINT])), FAINT_WIDTHS, ", fainter")
     contrast.spent += faint.spent
     lasting = {lead.text: lead.score for lead in faint.best()[:REFINED]}
     leads = {lead.text: lead for lead in [*best, *contrast.score(lasting, "fainter")]}
     return sorted((replace(lead, lasting=lasting.get(text, 0.0)) for text, lead in leads.items()), key=rank), covered
+
+
+def pieces(forced: Sequence[Forced]) -> list[str]:
+    """Runs of words of texts, up to `LONGEST_GRAM` of them, each once.
+
+    >>> pieces([Forced(ids=(), text="the old tide", score=1.0)])
+    ['the', 'old', 'tide', 'the old', 'old tide', 'the old tide']
+    """
+    rows = [one.text.split() for one in forced]
+    runs = [" ".join(row[at : at + size]) for row in rows for size in range(1, LONGEST_GRAM + 1) for at in range(len(row) - size + 1)]
+    return list(dict.fromkeys(runs))
 
 
 def pairs(hints: Sequence[str]) -> list[str]:
