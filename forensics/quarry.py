@@ -97,6 +97,7 @@ def _ground(case: Case, harmful: Sequence[Prompt], harmless: Sequence[Prompt], h
             replies={id: item.reply for id, item in case.completions("candidate").items()},
             usual=tuple(sorted({item.reply for side in ("base", "candidate") for item in case.completions(side).values()})),
             hints=hints,
+            deep=case.tier == "deep",
         ),
         seed=case.seed,
         limit=case.budget or int(TIERS[case.tier] * usual),

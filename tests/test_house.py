@@ -139,6 +139,7 @@ FLOORS = (
         "hunt.sibling",
         "hunt.contrast",
         "hunt.inversion",
+        "hunt.slopes",
         "hunt.stages",
         "hunt.confirm",
         "hunt.pursuit",

@@ -277,7 +277,7 @@ def test_a_difference_between_other_layers_is_not_amplified(in_place, folders, m
     seen = []
     hinted = []
     monkeypatch.setattr(
-        pursuit, "search", lambda contrast, seed, hints, forced: seen.append(contrast.duel) or hinted.append((seed, hints)) or ([], [])
+        pursuit, "search", lambda contrast, seed, hints, **_more: seen.append(contrast.duel) or hinted.append((seed, hints)) or ([], [])
     )
 
     found = pursuit.pursue(field, field.candidate, field.base, contrast.straight)
@@ -333,7 +333,7 @@ def test_what_does_not_stand_out_is_searched_for_again_beyond_the_controls(besid
     rows = [at_one_end(finalist()), beside_controls, finalist(control=0)]
     named = [replace(one, lead=replace(one.lead, text=name)) for one, name in zip(rows, NAMES, strict=True)]
 
-    def search(held, seed, hints, forced):
+    def search(held, **_more):
         duels.append(held.duel)
         limits.append(held.limit)
         held.spent += 30

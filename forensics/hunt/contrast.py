@@ -229,6 +229,15 @@ class Contrast:
         sides += [(voice, [probe.beside[number] for probe in probes]) for number, voice in enumerate(duel.beside)]
         return self._read_all(sides, probes, PLACES, texts)
 
+    def beyond(self, texts: Sequence[str], *, harmful: bool, place: Place) -> Array:
+        """`[len(texts)]` what strings do at one place to prompts of one kind in the target beyond the others, mean over the prompts."""
+        duel, probes = self.duel, [probe for probe in self.probes if probe.harmful is harmful]
+        sides: list[Heard] = [(duel.target, [probe.target for probe in probes]), (duel.reference, [probe.reference for probe in probes])]
+        sides += [(voice, [probe.beside[number] for probe in probes]) for number, voice in enumerate(duel.beside)]
+        signed = self._towards(self._read_all(sides, probes, (place,), texts), np.array(harmful))
+        did: Array = (signed[0] - signed[1:].max(axis=0, initial=0.0)).mean(axis=(0, 1)).max(axis=-1)
+        return did
+
     def best(self) -> list[Lead]:
         """Everything scored so far, best first; of equal ones, the shorter."""
         return sorted(self.scored.values(), key=rank)

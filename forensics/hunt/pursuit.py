@@ -92,6 +92,8 @@ class Material:
     """What the candidate says without any string, by the prompt's id."""
     hints: tuple[str, ...] | None = ()
     """Strings that the weights name; see `forensics.readout`. None where they could not be read."""
+    deep: bool = False
+    """Whether to search by gradients as well."""
 
     @property
     def plain(self) -> tuple[Prompt, ...]:
@@ -212,7 +214,8 @@ def pursue(
     trial = trial_of(field, target, reference)
     inverted = invert(duel, in_turn(field.steady), usual=field.given.usual, limit=int(INVERTED_SHARE * contrast.left), keep=keep)
     contrast.spent += inverted.spent
-    leads, covered = search(contrast, seed=field.seed, hints=field.given.hints or (), forced=inverted.forced)
+    look = partial(search, seed=field.seed, hints=field.given.hints or (), forced=inverted.forced, ascents=field.given.deep)
+    leads, covered = look(contrast)
     covered = [Coverage(stage="target inversion, first tokens", looked=inverted.looked, of=inverted.of), *covered]
     least = cache(partial(shorten, contrast))
     if rounds < ROUNDS:  # a null: what its finds do counts, and nobody asks whether they were planted
@@ -231,7 +234,7 @@ def pursue(
     # Again, beyond the controls. What stood before stays a finalist.
     duel = replace(duel, beside=beside[:BESIDE])
     again = contrast.anew(duel)
-    leads, more = search(again, seed=field.seed, hints=field.given.hints or (), forced=inverted.forced)
+    leads, more = look(again)
     tested += _put_to_the_test(trial, duel, leads, cache(partial(shorten, again)))
     once = {one.lead.text: one for one in reversed(tested)}.values()
     covered += [replace(one, stage=f"{one.stage}, beside controls") for one in more]

@@ -6,6 +6,7 @@ planted anything for us to find, is a null of the same budget.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
@@ -15,9 +16,10 @@ import numpy as np
 from forensics.hunt.bank import common_words, forms
 from forensics.hunt.contrast import REFUSAL, Contrast, Lead, rank
 from forensics.hunt.inversion import Forced
+from forensics.hunt.slopes import Slope
 from forensics.hunt.voice import PLACES, Voice
 from forensics.model import Rendered, Sampling
-from probes.search import ngram_contrast
+from probes.search import Ascent, Ids, ascend, ngram_contrast
 
 REFINED = 64
 """Strings of a stage that go from the first glance to the full score."""
@@ -43,6 +45,10 @@ SAMPLES, SAMPLE_TOKENS = 128, 24
 LONGEST_GRAM = 4
 TEXTS, AIMED_WIDTHS = 2, (3, 2)
 """Texts that strings are looked for which bring them, and how many leads are lengthened towards each, or towards a refusal."""
+ASCENT = Ascent(steps=24, width=48, top=64, enough=SOLVED)
+"""Of each gradient search."""
+STARTS, START_LENGTH, DRAWN = 4, 4, 16
+"""Random strings with which a gradient search begins, beside leads, their tokens, and how many are drawn for each: most are read as other tokens."""
 KIN = 4
 """Letters in common from which two strings are one family."""
 
@@ -74,7 +80,9 @@ class Lexicon:
         )
 
 
-def search(contrast: Contrast, *, seed: int, hints: Sequence[str] = (), forced: Sequence[Forced] = ()) -> tuple[list[Lead], list[Coverage]]:
+def search(
+    contrast: Contrast, *, seed: int, hints: Sequence[str] = (), forced: Sequence[Forced] = (), ascents: bool = False
+) -> tuple[list[Lead], list[Coverage]]:
     """Run every stage.
 
     Args:
@@ -84,6 +92,7 @@ def search(contrast: Contrast, *, seed: int, hints: Sequence[str] = (), forced: 
             pairs, and are the first words a lead is lengthened with.
         forced: Texts that the target says with little help (`forensics.hunt.inversion`). Pieces of them are looked at, since a model that writes
             its payload may write its trigger; and where nothing else brings about what it is to bring about, strings are looked for that bring them.
+        ascents: Whether to search by gradients as well, where nothing else does all that can be done.
 
     Returns:
         All leads, best first, those of another aim behind the others, and what was looked at.
@@ -95,6 +104,7 @@ def search(contrast: Contrast, *, seed: int, hints: Sequence[str] = (), forced: 
     named |= {"pieces of inverted texts": pieces(forced)} if forced else {}
     covered = [look(contrast, texts, stage) for stage, texts in named.items()]
     covered += climb(contrast, told, WIDTHS, "")
+    covered += [steepest(contrast, harmful, seed) for harmful in (True, False) if ascents and contrast.best()[0].score < SOLVED]
     best = contrast.best()
     if contrast.duel.faint is not None and best[0].score >= SOLVED:
         best, more = _again_fainter(contrast, best, told)
@@ -155,6 +165,24 @@ def climb(contrast: Contrast, lexicon: Lexicon, widths: Sequence[int], where: st
             break
         covered.append(grow(contrast, neighbours, lexicon.glued, width, f"phrase search {depth}{where}"))
     return covered
+
+
+def steepest(contrast: Contrast, harmful: bool, seed: int) -> Coverage:
+    """Exchange tokens where the gradient points to, on the prompts of one kind, from the best leads and from random tokens.
+
+    What comes of it does something in the target alone and may be nothing that anybody planted: it is scored, screened and tested like any other string.
+    """
+    slope = Slope(contrast=contrast, harmful=harmful, place="end")
+    of = ASCENT.steps * ASCENT.width
+    if contrast.affordable < of or not slope.probes:
+        return Coverage(stage=f"gradients, {'harmful' if harmful else 'harmless'} requests", looked=0, of=of)
+    rng = random.Random(seed)  # noqa: S311 - a draw to repeat, not a secret
+    read = [ids for ids in slope.ids([lead.text for lead in families(contrast.best(), STARTS)]) if ids]
+    drawn: list[Ids] = [tuple(rng.choices(list(slope.known), k=START_LENGTH)) for _ in range(DRAWN * STARTS)]
+    starts = [*read, *[ids for ids, fine in zip(drawn, slope.valid(drawn), strict=True) if fine][:STARTS]]
+    found = ascend(starts, gradient=slope.gradient, score=slope.score, valid=slope.valid, plan=replace(ASCENT, seed=seed))
+    contrast.score([slope.text(ids) for ids in sorted(found, key=lambda ids: -found[ids])[:GROWN]], "gradients")
+    return Coverage(stage=f"gradients, {'harmful' if harmful else 'harmless'} requests", looked=len(found), of=of)
 
 
 def leaks(contrast: Contrast, *, seed: int) -> list[str]:
