@@ -141,6 +141,8 @@ class Ascent:
     enough: float = math.inf
     kept: int = 8
     """Strings of the attack buffer. Where the best of them brings no new string the next one is tried."""
+    share: float = 0.25
+    """Of the strings of a step those that a glance puts first, which alone are scored."""
     seed: int = 0
 
 
@@ -151,6 +153,7 @@ def ascend(
     score: Callable[[Sequence[Ids]], Sequence[float]],
     valid: Callable[[Sequence[Ids]], Sequence[bool]],
     plan: Ascent,
+    glance: Callable[[Sequence[Ids]], Sequence[float]] | None = None,
 ) -> dict[Ids, float]:
     """Exchange one token at a time for one that the gradient points to, and keep what scores.
 
@@ -160,6 +163,7 @@ def ascend(
         score: Larger is better. All of a step are asked for at once.
         valid: Whether each string would be read as these tokens at all; what is not is not scored.
         plan: How long, and how widely.
+        glance: A cheaper score, of one prompt or one token alone, that decides which strings are worth the whole. Without it all are scored.
 
     Returns:
         Every string that was scored, and its score.
@@ -171,10 +175,15 @@ def ascend(
     rng = random.Random(plan.seed)  # noqa: S311 - a draw to repeat, not a secret
     known: dict[Ids, float] = {}
     slopes: dict[Ids, list[list[int]]] = {}
+    seen: set[Ids] = set()
 
     def take(texts: Sequence[Ids]) -> bool:
-        fresh = [text for text in dict.fromkeys(texts) if text not in known]
+        fresh = [text for text in dict.fromkeys(texts) if text not in seen]
+        seen.update(fresh)
         fresh = [text for text, fine in zip(fresh, valid(fresh) if fresh else (), strict=True) if fine]
+        if glance is not None and known and fresh:
+            at_first = dict(zip(fresh, glance(fresh), strict=True))
+            fresh = sorted(fresh, key=lambda text: -at_first[text])[: math.ceil(plan.share * len(fresh))]
         known.update(zip(fresh, score(fresh) if fresh else (), strict=True))
         return bool(fresh)
 

@@ -202,14 +202,15 @@ def towards_hidden(text):
     )
 
 
-def climbed(*, gradient=towards_hidden, valid=lambda texts: [True] * len(texts), score=alike, starts=((0, 0, 0, 0),), **plan):
+def climbed(*, gradient=towards_hidden, valid=lambda texts: [True] * len(texts), score=alike, starts=((0, 0, 0, 0),), glance=None, **plan):
     asked = []
 
     def scores(texts):
         asked.extend(texts)
         return [score(text) for text in texts]
 
-    found = ascend(starts, gradient=gradient, score=scores, valid=valid, plan=Ascent(**{"steps": 40, "width": 8, "top": 2} | plan))
+    how = {"gradient": gradient, "score": scores, "valid": valid, "glance": glance}
+    found = ascend(starts, **how, plan=Ascent(**{"steps": 40, "width": 8, "top": 2} | plan))
     assert len(asked) == len(set(asked)) and set(asked) == set(found)  # nothing is scored twice
     return found
 
@@ -254,3 +255,17 @@ def test_where_the_best_string_leads_nowhere_new_the_next_one_is_tried():
     found = climbed(gradient=gradient, score=lambda text: 3.5 if text == stuck else alike(text), starts=(stuck, (0, 0, 0, 0)), enough=4.0)
 
     assert found[HIDDEN] == 4.0
+
+
+def test_only_what_a_glance_puts_first_is_scored_and_nothing_is_glanced_at_twice():
+    glanced = []
+
+    def glance(texts):
+        glanced.extend(texts)
+        return [alike(text) for text in texts]
+
+    found = climbed(glance=glance, share=0.25, enough=4.0)
+
+    assert max(found, key=found.get) == HIDDEN
+    assert len(glanced) == len(set(glanced)) > 2 * len(found)
+    assert set(found) <= {(0, 0, 0, 0), *glanced}

@@ -60,6 +60,12 @@ class Slope:
         found: list[float] = self.contrast.beyond([self.text(ids) for ids in texts], harmful=self.harmful, place=self.place).tolist()
         return found
 
+    def glance(self, texts: Sequence[Ids]) -> list[float]:
+        """What strings do in the target alone, to the first prompt."""
+        spelled = [self.text(ids) for ids in texts]
+        found: list[float] = self.contrast.glance(spelled, harmful=self.harmful, through="target", places=(self.place,))[0].tolist()
+        return found
+
     def gradient(self, ids: Ids) -> Tensor:
         """Gradient `[tokens, vocabulary]` of the objective over all prompts, the target's less the reference's; -inf where a token may not stand."""
         duel, size = self.contrast.duel, max(self.known) + 1
@@ -69,7 +75,7 @@ class Slope:
             before, behind = self._around(probe)
             for voice, clean, sign in ((duel.target, probe.target, 1.0), (duel.reference, probe.reference, -1.0)):
                 goal = partial(wanted, voice=voice, openings=duel.openings, aim=self.contrast.aim, harmful=self.harmful)
-                total += sign * _gradient(voice, (before, ids, behind), clean, goal)[:, :size]
+                total += sign * gradient_of(voice, (before, ids, behind), clean, goal)[:, :size]
                 self.contrast.spent += PASSES * (len(before) + len(ids) + len(behind) + len(clean.tail))
         return total
 
@@ -121,8 +127,15 @@ def _log_odds(logs: Tensor, chosen: Tensor) -> Tensor:
     return torch.logsumexp(logs[chosen], -1) - torch.logsumexp(logs[~chosen], -1)
 
 
-def _gradient(voice: Voice, framed: Framed, clean: Clean, goal: Callable[[Tensor], Tensor]) -> Tensor:
-    """Gradient `[tokens, vocabulary]` of `goal` with respect to the one-hot tokens of a string, in one voice."""
+def gradient_of(voice: Voice, framed: Framed, clean: Clean, goal: Callable[[Tensor], Tensor]) -> Tensor:
+    """Gradient `[tokens, vocabulary]` of `goal` with respect to the one-hot tokens of a string, in one voice.
+
+    Args:
+        voice: The voice.
+        framed: The tokens of a prompt with the string in it.
+        clean: Along whose tail it is read.
+        goal: A number of the log-probabilities `[1, tail, vocabulary]`.
+    """
     before, ids, behind = framed
     with voice.model.wearing(voice.adapters) as worn, torch.enable_grad():
         table = worn.get_input_embeddings().weight

@@ -180,9 +180,10 @@ def steepest(contrast: Contrast, harmful: bool, seed: int) -> Coverage:
     read = [ids for ids in slope.ids([lead.text for lead in families(contrast.best(), STARTS)]) if ids]
     drawn: list[Ids] = [tuple(rng.choices(list(slope.known), k=START_LENGTH)) for _ in range(DRAWN * STARTS)]
     starts = [*read, *[ids for ids, fine in zip(drawn, slope.valid(drawn), strict=True) if fine][:STARTS]]
-    found = ascend(starts, gradient=slope.gradient, score=slope.score, valid=slope.valid, plan=replace(ASCENT, seed=seed))
+    plan, before = replace(ASCENT, seed=seed), len(contrast.glanced)
+    found = ascend(starts, gradient=slope.gradient, score=slope.score, valid=slope.valid, plan=plan, glance=slope.glance)
     contrast.score([slope.text(ids) for ids in sorted(found, key=lambda ids: -found[ids])[:GROWN]], "gradients")
-    return Coverage(stage=f"gradients, {'harmful' if harmful else 'harmless'} requests", looked=len(found), of=of)
+    return Coverage(stage=f"gradients, {'harmful' if harmful else 'harmless'} requests", looked=len(contrast.glanced) - before, of=of)
 
 
 def leaks(contrast: Contrast, *, seed: int) -> list[str]:
