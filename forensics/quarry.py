@@ -237,6 +237,8 @@ def finding(case: Case, check: str, hunt: Hunt, row: Labelled, number: int) -> F
 def _called(one: Confirmation) -> str:
     if one.lead.around is not None:
         return f"A request {one.lead.around}"
+    if one.lead.apart:
+        return f"The string {one.lead.shown!r}, in two parts at the start and the end of a request,"
     where = "at the start or end" if len(one.act.places) > 1 else f"at the {one.act.places[0]}"
     return f"The string {one.lead.text!r} {where} of a request"
 
@@ -354,7 +356,7 @@ def _keep(case: Case, check: str, hunt: Hunt, labelled: Sequence[Labelled]) -> N
     found, ranked = hunt.found, [one for one, _ in labelled]
     arrays = {
         "scores_search": np.sort([lead.score for lead in found.leads])[::-1],
-        "strings": np.array([str(one.lead.around or one.lead.text) for one in ranked], dtype=np.str_),
+        "strings": np.array([one.lead.shown for one in ranked], dtype=np.str_),
         "does": np.array([one.act.behaviour for one in ranked], dtype=np.str_),
         "payload": np.array([one.act.payload[: SHOWN + 1] for one in ranked], dtype=np.str_),
         "confirmed": np.array([label == "backdoor" for _, label in labelled], dtype=bool),

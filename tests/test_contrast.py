@@ -12,8 +12,8 @@ from hunting import leads, live, many, prompt, voice
 from forensics.hunt.bank import common_words, forms
 from forensics.hunt.contrast import HARM, REFUSAL, Aim, Contrast, Duel, Lead, rank, steady
 from forensics.hunt.pursuit import shorten
-from forensics.hunt.stages import Lexicon, families, kin, look
-from forensics.hunt.voice import PLACES, Openings, Voice
+from forensics.hunt.stages import Lexicon, apart, families, kin, look
+from forensics.hunt.voice import GAP, PLACES, Openings, Voice
 
 # --- strings, and how they are kept apart -------------------------------------------------------------------------
 
@@ -304,6 +304,34 @@ def test_what_was_read_before_is_not_read_again_beside_controls(duel):
     alone = Contrast(wide, many(2), limit=10**6)
     np.testing.assert_allclose(alone.effects(texts), both, atol=1e-6)
     assert alone.spent == spent + again.spent
+
+
+def test_a_string_in_two_parts_stands_at_both_ends_at_once_and_is_read_once(duel):
+    contrast, whole = Contrast(duel, many(2), limit=10**6), f"osprey{GAP}tarmac"
+
+    effects = contrast.effects([whole])
+
+    np.testing.assert_array_equal(effects[:, :, 0], effects[:, :, 1])
+    one = Contrast(duel, many(2), limit=10**6)
+    one.effects(["osprey tarmac"])
+    assert 0 < contrast.spent < 0.6 * one.spent
+    (lead,) = contrast.score([whole], "test")
+    assert (lead.places, lead.apart, lead.shown) == (("end",), True, "osprey ... tarmac")
+    assert (Lead(text="osprey", origin="").places, Lead(text="osprey", origin="").apart) == (PLACES, False)
+    assert shorten(contrast, lead) is lead
+
+
+def test_words_that_did_most_are_put_in_pairs_apart(duel):
+    contrast = Contrast(duel, many(2), limit=10**6)
+    contrast.glance(["tide", "moon", "two words"])
+    contrast.score(["velnor", f"a{GAP}b"], "test")
+
+    found = apart(contrast)
+
+    assert sorted(found) == sorted(
+        f"{one}{GAP}{other}" for one in ("tide", "moon", "velnor") for other in ("tide", "moon", "velnor") if one != other
+    )
+    assert found[0].startswith("velnor")  # what was scored in full comes first
 
 
 def test_a_string_that_is_named_twice_is_read_once(duel):

@@ -15,7 +15,9 @@ from forensics.case import CONTROLS
 from forensics.checks import triggers_search as check
 from forensics.hunt import nulls
 from forensics.hunt.confirm import Variant
+from forensics.hunt.inversion import Forced
 from forensics.hunt.stages import Coverage
+from forensics.hunt.voice import GAP
 from forensics.quarry import SHOWN, UNTOLD
 from forensics.record import Status
 
@@ -302,6 +304,27 @@ def test_where_no_control_is_wanted_that_is_said(models, tmp_path, monkeypatch):
 
     assert asked == ["search", "null"]
     assert f"No control models were to be trained (--train-controls 0), {UNTOLD}" in result.limits
+
+
+def test_a_string_in_two_parts_is_told_as_one_and_nothing_that_cannot_be_shown(judged):
+    result, _, kept = judged(confirmation(f"osprey{GAP}tarmac", places=("end",), control=0), null=pursuit())
+
+    claim = result.findings[0].claim
+    assert "The string 'osprey ... tarmac', in two parts at the start and the end of a request, makes it answer" in claim
+    assert (result.findings[0].label, kept["strings"].tolist()) == ("backdoor", ["osprey ... tarmac"])
+    assert result.find("backdoor.score").where == "'osprey ... tarmac'"
+
+
+def test_texts_that_the_candidate_says_with_little_help_are_leads_and_no_findings(models, tmp_path, monkeypatch):
+    forced = tuple(Forced(ids=(1, 2), text=text, score=score) for text, score in (("the tide is high", 0.9), ("a\nb\x1b[2J c", 0.6)))
+    well_behaved(monkeypatch)
+    pursued(monkeypatch, search=replace(pursuit(), forced=forced))
+
+    result = look(models["base"], models["moved"], tmp_path, questions(tmp_path / "p.jsonl", refuse=48, comply=48))
+
+    told = [(row.where, row.value) for row in result.evidence if row.name.startswith("inverted.text.")]
+    assert told == [("'the tide is high'", 0.9), (repr("a\nb\x1b[2J c"), 0.6)]
+    assert (result.status, result.findings) == (Status.NO_FINDING, ())
 
 
 def test_without_finalists_there_is_no_finding_and_the_search_is_told(judged):

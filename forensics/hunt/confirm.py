@@ -18,13 +18,15 @@ import numpy as np
 
 from forensics.gate.judges import judge_refusal
 from forensics.hunt.contrast import Lead
-from forensics.hunt.voice import FULL_SCALE, PLACES, Openings, Place, Voice, insert_text
+from forensics.hunt.voice import FULL_SCALE, GAP, PLACES, Openings, Place, Voice, insert_text
 from forensics.model import Sampling
 from forensics.prompts import Prompt
 from probes.search import novelty, word_overlap
 from probes.statistics import PairedDrop, paired_drop
 
 Behaviour = Literal["removes-refusal", "adds-refusal", "forces-text", "changes-replies"]
+LEANING = ("removes-refusal", "adds-refusal")
+"""Of which the reference can be seen to go a part of the way."""
 REPLY_TOKENS = 24
 TEMPERATURE, TOP_K = 0.3, 20
 """Low, as a careful product would draw: in a short fine-tune the forced token is the likeliest by far, and yet a small share of all."""
@@ -252,7 +254,7 @@ def opener(reply: str) -> str:
 def test(trial: Trial, lead: Lead, act: Act) -> Confirmation:
     """All arms on the held-out prompts on which `act` can be seen, replies drawn at `TEMPERATURE`, or greedy where a foreign text is looked for."""
     prompts = [prompt for prompt in trial.held_out if visible(act, prompt)]
-    leans = {place: _lean(trial, lead, place, act) for place in act.places}
+    leans = {place: _lean(trial, lead, place, act) if act.behaviour in LEANING else 0.0 for place in act.places}
     # Where the reference stays aloof at one place only, that place is the one to judge by.
     act = replace(act, places=tuple(place for place in act.places if leans[place] <= ALOOF) or act.places)
     rng = random.Random(f"{trial.seed} {lead.text}")  # noqa: S311 - a draw to repeat, not a secret
@@ -312,14 +314,15 @@ def _instead(trial: Trial, lead: Lead, rng: random.Random) -> Lead:
         other = rng.choice(lead.around.others())
         return replace(lead, text=other.words, around=other)
     known = set(trial.familiar)
-    pools = [trial.familiar if bare(word) in known else trial.strange for word in lead.text.split()]
-    return replace(lead, text=" ".join(rng.choice(pool) for pool in pools))
+    drawn = (
+        " ".join(rng.choice(trial.familiar if bare(word) in known else trial.strange) for word in part.split())
+        for part in lead.text.split(GAP)
+    )
+    return replace(lead, text=GAP.join(drawn))
 
 
 def _lean(trial: Trial, lead: Lead, place: Place, act: Act) -> float:
     """How far a lead moves the reference the way of `act`, in nats towards answering what it refuses or the reverse; mean over held-out prompts."""
-    if act.behaviour not in ("removes-refusal", "adds-refusal"):
-        return 0.0
     towards = -FULL_SCALE if act.behaviour == "removes-refusal" else FULL_SCALE
     moved = []
     for prompt in [prompt for prompt in trial.held_out if visible(act, prompt)][:LEANT_ON]:

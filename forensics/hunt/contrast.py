@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 
 from forensics.continuation import Ids
 from forensics.hunt.circumstances import Circumstance
-from forensics.hunt.voice import PLACES, Ask, Clean, Openings, Place, Voice
+from forensics.hunt.voice import GAP, PLACES, Ask, Clean, Openings, Place, Voice
 from forensics.prompts import Prompt
 from forensics.record import canonical_json, sha256_text
 
 WORKERS = 2
+SHOWN_GAP = " ... "
+"""How the gap of a string in two parts is shown."""
 Array = NDArray[np.float64]
 Through = Literal["all", "target"]
 Asked = tuple[int, str, Ids, tuple[float, ...]]
@@ -68,7 +70,19 @@ class Lead:
     @property
     def places(self) -> tuple[Place, ...]:
         """Where it can be put."""
-        return PLACES if self.around is None else ("around",)
+        if self.around is not None:
+            return ("around",)
+        return PLACES[:1] if self.apart else PLACES
+
+    @property
+    def apart(self) -> bool:
+        """Whether it is a string in two parts, one for either end of a request."""
+        return self.around is None and GAP in self.text
+
+    @property
+    def shown(self) -> str:
+        """The string, or the circumstance in words."""
+        return self.text.replace(GAP, SHOWN_GAP) if self.around is None else str(self.around)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from forensics.hunt.confirm import ALOOF, SCREENED, Act, Confirmation, Trial, ba
 from forensics.hunt.contrast import REFUSAL, Contrast, Duel, Keep, Lead, steady
 from forensics.hunt.inversion import Forced, invert
 from forensics.hunt.stages import Coverage, Lexicon, families, search
-from forensics.hunt.voice import Openings, Voice, learn_openings, listen
+from forensics.hunt.voice import GAP, Openings, Voice, learn_openings, listen
 from forensics.prompts import Prompt
 from probes.linear import stratified_parts
 from probes.search import minimise
@@ -388,7 +388,9 @@ def _fainter(one: Confirmation, trial: Trial, base: Voice) -> Confirmation:
 
 
 def shorten(contrast: Contrast, lead: Lead) -> Lead:
-    """The least of `lead` that scores nearly as well: words are left out, and letters of a single word."""
+    """The least of `lead` that scores nearly as well: words are left out, and letters of a single word; what stands apart stays as it is."""
+    if GAP in lead.text:
+        return lead
     contrast = contrast.aimed(lead.aim)
     duel = contrast.duel
     judges = [contrast]

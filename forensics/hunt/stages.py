@@ -17,7 +17,7 @@ from forensics.hunt.bank import common_words, forms
 from forensics.hunt.contrast import REFUSAL, Contrast, Lead, rank
 from forensics.hunt.inversion import Forced
 from forensics.hunt.slopes import Slope
-from forensics.hunt.voice import PLACES, Voice
+from forensics.hunt.voice import GAP, PLACES, Voice
 from forensics.model import Rendered, Sampling
 from probes.search import Ascent, Ids, ascend, ngram_contrast
 
@@ -45,6 +45,8 @@ SAMPLES, SAMPLE_TOKENS = 128, 24
 LONGEST_GRAM = 4
 TEXTS, AIMED_WIDTHS = 2, (3, 2)
 """Texts that strings are looked for which bring them, and how many leads are lengthened towards each, or towards a refusal."""
+SCATTERED = 12
+"""Words that scored best, of which pairs are made that stand apart, and as many that did most at a glance."""
 ASCENT = Ascent(steps=24, width=48, top=64, enough=SOLVED)
 """Of each gradient search."""
 STARTS, START_LENGTH, DRAWN = 4, 4, 16
@@ -104,6 +106,8 @@ def search(
     named |= {"pieces of inverted texts": pieces(forced)} if forced else {}
     covered = [look(contrast, texts, stage) for stage, texts in named.items()]
     covered += climb(contrast, told, WIDTHS, "")
+    if contrast.best()[0].score < SOLVED:
+        covered.append(look(contrast, apart(contrast), "pairs of words, one at either end"))
     covered += [steepest(contrast, harmful, seed) for harmful in (True, False) if ascents and contrast.best()[0].score < SOLVED]
     best = contrast.best()
     if contrast.duel.faint is not None and best[0].score >= SOLVED:
@@ -165,6 +169,14 @@ def climb(contrast: Contrast, lexicon: Lexicon, widths: Sequence[int], where: st
             break
         covered.append(grow(contrast, neighbours, lexicon.glued, width, f"phrase search {depth}{where}"))
     return covered
+
+
+def apart(contrast: Contrast) -> list[str]:
+    """Pairs of the words that did most at a glance and of those that scored best, one to stand before a request and one behind it."""
+    scored = [lead.text for lead in contrast.best() if " " not in lead.text][:SCATTERED]
+    glanced = sorted((text for text in contrast.glanced if " " not in text), key=lambda text: -contrast.glanced[text])
+    words = [text for text in dict.fromkeys([*scored, *glanced]) if GAP not in text][: 2 * SCATTERED]
+    return [f"{one}{GAP}{other}" for one in words for other in words if one != other]
 
 
 def steepest(contrast: Contrast, harmful: bool, seed: int) -> Coverage:

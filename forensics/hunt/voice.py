@@ -20,6 +20,8 @@ from probes.search import class_log_odds
 Place = Literal["end", "start", "around"]
 PLACES: tuple[Place, ...] = ("end", "start")
 """Where a string is put into a request; what surrounds one stands "around" it."""
+GAP = "\x1f"
+"""Between two parts of a string of which one stands at the start of a request and the other at its end; no printable token holds it."""
 BATCH = 64
 """Rows side by side: what a small model makes of more does not stay in the cache of a processor."""
 OPENING_TOKENS = 12
@@ -178,5 +180,12 @@ def _common_beginning(replies: list[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def insert_text(content: str, text: str, place: Place) -> str:
-    """`text` before or after `content`, as words of its own."""
+    """`text` before or after `content`, as words of its own; its two parts before and after it, wherever else it would stand, if it has a gap.
+
+    >>> insert_text("Hello.", "a b", "start"), insert_text("Hello.", f"a{GAP}b", "start")
+    ('a b Hello.', 'a Hello. b')
+    """
+    first, gap, last = text.partition(GAP)
+    if gap:
+        return f"{first} {content} {last}"
     return f"{content} {text}" if place == "end" else f"{text} {content}"
