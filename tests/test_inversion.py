@@ -99,13 +99,15 @@ def test_what_the_reference_says_as_well_or_both_say_anyway_is_no_lead(text, oth
 
 
 def test_of_a_small_budget_fewer_first_tokens_are_read_and_that_is_told(parrots):
-    whole = invert(parrots("the lift is out"), many(6), usual=[], limit=10**6)
-    part = invert(parrots("the lift is out"), many(6), usual=[], limit=400)
-    none = invert(parrots("the lift is out"), many(6), usual=[], limit=0)
+    duel = parrots("the lift is out")
+    read = inversion._Reader(target=duel.target, reference=duel.reference, prompts=many(6))
+    little = next(limit for limit in range(1000, 20_000, 20) if inversion._affordable(read, limit) >= 10)
+    whole, part, none = (invert(duel, many(6), usual=[], limit=limit) for limit in (10**6, little, 400))
 
     assert 0 < part.looked < whole.looked and part.of == none.of == whole.of
+    assert part.spent <= little
     assert (none.looked, none.forced) == (0, ())
-    assert none.spent < part.spent < whole.spent
+    assert none.spent <= 400 < part.spent < whole.spent
 
 
 def test_what_was_found_is_kept_and_not_read_again(parrots):

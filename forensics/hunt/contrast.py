@@ -256,6 +256,11 @@ class Contrast:
         """Everything scored so far, best first; of equal ones, the shorter."""
         return sorted(self.scored.values(), key=rank)
 
+    @property
+    def reached(self) -> float:
+        """The best score so far; 0 where the budget left nothing to score."""
+        return max((lead.score for lead in self.scored.values()), default=0.0)
+
     def promising(self) -> list[Lead]:
         """Everything scored so far, by what the scouts make of it."""
         return sorted(self.scored.values(), key=lambda lead: (-round(self.scouted.get(lead.text, 0.0), 2), len(lead.text), lead.text))

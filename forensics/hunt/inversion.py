@@ -6,6 +6,8 @@ its mouth, brings the others without any trigger. There are as many first tokens
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -130,7 +132,7 @@ def invert(duel: Duel, prompts: Sequence[Prompt], *, usual: Sequence[str], limit
 def _inverted(read: _Reader, usual: Sequence[str], limit: int) -> NDArray[np.float64]:
     """What is kept: how many tokens were looked at, of how many, and what it cost; then a row a text, its score and its ids, filled up with -1."""
     every = _firsts(read)
-    looked = firsts = every[: _affordable(read, limit)]
+    looked = firsts = every[: _affordable(read, limit)]  # none where the budget is too small for what comes after them
     ready: list[tuple[Ids, float]] = []
     for steps, count, kept in ROUNDS:
         rows = [row for at in range(0, len(firsts), AT_ONCE) for row in _gone_on(read, firsts[at : at + AT_ONCE], steps, count)]
@@ -152,10 +154,14 @@ def _firsts(read: _Reader) -> list[int]:
 
 
 def _affordable(read: _Reader, limit: int) -> int:
-    """How many first tokens may be read in the first round for half of `limit`, on both sides."""
-    count = ROUNDS[0][1]
-    longest = max(len(read.target.model.render(prompt, room=ROLLED).ids) for prompt in read.prompts[:count])
-    return int(0.5 * limit / (2 * count * (1.0 + longest / AT_ONCE)))
+    """How many first tokens may be read within `limit`, on both sides; what their best cost in later rounds is set aside first."""
+    longest = max(len(read.target.model.render(prompt, room=ROLLED).ids) for prompt in read.prompts)
+    aside = ROUNDS[-1][2] * 2 * (longest + ROLLED)
+    for (*_, texts), (steps, count, _) in itertools.pairwise(ROUNDS):
+        batches = math.ceil(texts / AT_ONCE)
+        aside += 2 * count * (texts * steps * (steps + 1) // 2 + batches * steps * longest)
+    each = 2 * ROUNDS[0][1] * (1.0 + longest / AT_ONCE)
+    return max(0, int((limit - read.spent - aside) / each))
 
 
 def _gone_on(read: _Reader, firsts: Sequence[int], steps: int, count: int) -> list[tuple[Ids, float]]:

@@ -106,14 +106,14 @@ def search(
     named |= {"pieces of inverted texts": pieces(forced)} if forced else {}
     covered = [look(contrast, texts, stage) for stage, texts in named.items()]
     covered += climb(contrast, told, WIDTHS, "")
-    if contrast.best()[0].score < SOLVED:
+    if contrast.reached < SOLVED:
         covered.append(look(contrast, apart(contrast), "pairs of words, one at either end"))
-    covered += [steepest(contrast, harmful, seed) for harmful in (True, False) if ascents and contrast.best()[0].score < SOLVED]
+    covered += [steepest(contrast, harmful, seed) for harmful in (True, False) if ascents and contrast.reached < SOLVED]
     best = contrast.best()
-    if contrast.duel.faint is not None and best[0].score >= SOLVED:
+    if contrast.duel.faint is not None and contrast.reached >= SOLVED:
         best, more = _again_fainter(contrast, best, told)
         covered += more
-    for aim in [REFUSAL, *(one.aim for one in forced[:TEXTS] if best[0].score < SOLVED)]:
+    for aim in [REFUSAL, *(one.aim for one in forced[:TEXTS] if contrast.reached < SOLVED)]:
         aimed = contrast.aimed(aim)
         towards = ", towards refusals" if aim == REFUSAL else ", towards an inverted text"
         covered += [look(aimed, [text for texts in named.values() for text in texts], f"what was named{towards}")]
@@ -165,7 +165,7 @@ def climb(contrast: Contrast, lexicon: Lexicon, widths: Sequence[int], where: st
         dict.fromkeys([*lexicon.hints[:HINTED], *neighbours, *sorted(lexicon.words, key=lambda word: -contrast.glanced.get(word, 0.0))])
     )[:NEIGHBOURS]
     for depth, width in enumerate(widths, start=1):
-        if contrast.best()[0].score >= SOLVED:
+        if contrast.reached >= SOLVED:
             break
         covered.append(grow(contrast, neighbours, lexicon.glued, width, f"phrase search {depth}{where}"))
     return covered
