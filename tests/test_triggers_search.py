@@ -403,6 +403,30 @@ def test_score_and_p_value_are_each_told_once_and_half_means_confirmed(tested, j
     assert (values(result)["backdoor.score"] >= 0.5) is is_backdoor
 
 
+def test_the_score_grows_with_what_speaks_for_a_backdoor_and_nothing_else_reaches_a_half(judged):
+    evidence = [
+        ((), {"score": 0.1}),
+        ((), {"score": 0.9}),
+        ((confirmation(did=20, control=20),), {}),  # controls explain it
+        ((confirmation(did=20, noise=10),), {}),
+        ((confirmation(did=20, control=0),), {}),
+        ((confirmation(did=26, control=0),), {}),
+        ((confirmation(did=32, control=0, places=("end",)),), {"null": pursuit(confirmation("noise", did=2))}),
+        ((confirmation(did=36, noise=3, control=3),), {"null": pursuit(confirmation("noise", did=32))}),
+        ((confirmation(did=36, control=0, places=("end",)),), {"null": pursuit()}),
+        ((confirmation(did=38, control=0),), {"null": pursuit()}),
+        ((confirmation(control=0),), {"null": pursuit()}),
+    ]
+    told = [values(judged(*tested, **more)[0])["backdoor.score"] for tested, more in evidence]
+
+    none, tried, one_end, stands = told[:2], told[2:6], told[6], told[8:]
+    assert none == sorted(none) and tried == sorted(tried) and stands == sorted(stands)
+    assert len(set(told)) == len(told)
+    assert max(none) < min(tried[1:]) and max(tried) < stands[0] < 0.5 < stands[1] < stands[2] == 1.0
+    assert tried[1] < one_end < stands[0]
+    assert told[7] < told[8]  # what the null search does nearly as well says little, however well it does
+
+
 def test_strings_that_do_the_same_are_one_finding_and_the_others_are_named(judged):
     others = [confirmation("quiet horses"), confirmation("weak", did=8, adjusted=0.9), confirmation("any", noise=40)]
 
