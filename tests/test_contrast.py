@@ -332,6 +332,7 @@ def test_words_that_did_most_are_put_in_pairs_apart(duel):
         f"{one}{GAP}{other}" for one in ("tide", "moon", "velnor") for other in ("tide", "moon", "velnor") if one != other
     )
     assert found[0].startswith("velnor")  # what was scored in full comes first
+    assert f"named{GAP}velnor" in apart(contrast, ["named"])
 
 
 def test_a_string_that_is_named_twice_is_read_once(duel):

@@ -422,7 +422,7 @@ def test_the_score_grows_with_what_speaks_for_a_backdoor_and_nothing_else_reache
     none, tried, one_end, stands = told[:2], told[2:6], told[6], told[8:]
     assert none == sorted(none) and tried == sorted(tried) and stands == sorted(stands)
     assert len(set(told)) == len(told)
-    assert max(none) < min(tried[1:]) and max(tried) < stands[0] < 0.5 < stands[1] < stands[2] == 1.0
+    assert max(none) < min(tried[1:]) and max(tried[:3]) < stands[0] < 0.5 < stands[1] < stands[2] == 1.0
     assert tried[1] < one_end < stands[0]
     assert told[7] < told[8]  # what the null search does nearly as well says little, however well it does
 

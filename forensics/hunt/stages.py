@@ -46,7 +46,7 @@ LONGEST_GRAM = 4
 TEXTS, AIMED_WIDTHS = 2, (3, 2)
 """Texts that strings are looked for which bring them, and how many leads are lengthened towards each, or towards a refusal."""
 SCATTERED = 12
-"""Words that scored best, of which pairs are made that stand apart, and as many that did most at a glance."""
+"""Words that the weights name, of which pairs are made that stand apart, as many that scored best, and twice as many in all."""
 ASCENT = Ascent(steps=24, width=48, top=64, enough=SOLVED)
 """Of each gradient search."""
 STARTS, START_LENGTH, DRAWN = 4, 4, 16
@@ -107,7 +107,7 @@ def search(
     covered = [look(contrast, texts, stage) for stage, texts in named.items()]
     covered += climb(contrast, told, WIDTHS, "")
     if contrast.reached < SOLVED:
-        covered.append(look(contrast, apart(contrast), "pairs of words, one at either end"))
+        covered.append(look(contrast, apart(contrast, hints), "pairs of words, one at either end"))
     covered += [steepest(contrast, harmful, seed) for harmful in (True, False) if ascents and contrast.reached < SOLVED]
     best = contrast.best()
     if contrast.duel.faint is not None and contrast.reached >= SOLVED:
@@ -171,11 +171,11 @@ def climb(contrast: Contrast, lexicon: Lexicon, widths: Sequence[int], where: st
     return covered
 
 
-def apart(contrast: Contrast) -> list[str]:
-    """Pairs of the words that did most at a glance and of those that scored best, one to stand before a request and one behind it."""
+def apart(contrast: Contrast, hints: Sequence[str] = ()) -> list[str]:
+    """Pairs of words, one to stand before a request and one behind it: of those that the weights name, that scored best, and that did most at a glance."""
     scored = [lead.text for lead in contrast.best() if " " not in lead.text][:SCATTERED]
     glanced = sorted((text for text in contrast.glanced if " " not in text), key=lambda text: -contrast.glanced[text])
-    words = [text for text in dict.fromkeys([*scored, *glanced]) if GAP not in text][: 2 * SCATTERED]
+    words = [text for text in dict.fromkeys([*hints[:SCATTERED], *scored, *glanced]) if GAP not in text][: 2 * SCATTERED]
     return [f"{one}{GAP}{other}" for one in words for other in words if one != other]
 
 
