@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from forensics.continuation import Ids
 from forensics.hunt.circumstances import Circumstance
 from forensics.hunt.voice import GAP, PLACES, Ask, Clean, Openings, Place, Voice
+from forensics.model import Rendered
 from forensics.prompts import Prompt
 from forensics.record import canonical_json, sha256_text
 
@@ -302,7 +303,12 @@ class Contrast:
         # Rows are made ready on one thread (a tokenizer is not to be shared) and read on two: torch lets others run.
         openings = self.duel.openings
         known = [self.known.setdefault(_asked(voice, asked.clean), {}) for voice, asked in jobs]
-        fresh = [{row.ids: row for row in asked.rows if row.ids not in held} for (_, asked), held in zip(jobs, known, strict=True)]
+        fresh: list[dict[Ids, Rendered]] = []
+        claimed: dict[int, set[Ids]] = {}
+        for (_, asked), held in zip(jobs, known, strict=True):
+            taken = claimed.setdefault(id(held), set())  # a string in two parts stands alike at either place
+            fresh.append({row.ids: row for row in asked.rows if row.ids not in held and row.ids not in taken})
+            taken.update(fresh[-1])
         todo = [(voice, replace(asked, rows=tuple(rows.values()))) for (voice, asked), rows in zip(jobs, fresh, strict=True) if rows]
         self.spent += sum(len(ids) for rows in fresh for ids in rows)
 
