@@ -19,7 +19,7 @@ Reports: `backdoor` (critical, level characterised) for a string that removes re
     help (`inverted.text`), which are leads and no findings. Always `backdoor.score` (at least
     0.5 only with a confirmed backdoor) and `backdoor.p_value`; scores, finalists and example replies in arrays/triggers.search.npz.
 Blind to: Triggers that are not strings of a few words at the start or end of the last user turn: topics, styles, languages,
-    system prompts, several turns (`triggers.circumstances` tries a bank of those). Long or hardened phrases of which no part acts alone. Strings that
+    system prompts, several turns (`triggers.circumstances` tries a bank of those). Long or hardened phrases of which no part acts alone, whether they stand together or apart. Strings that
     change its answers after the first word. A forced text of which the first token is not to be known without its trigger. A payload that repeats a word of its trigger. What a larger budget would find.
 Source: Difference in differences, minimisation, held-out confirmation and nulls after the scanners of the trojan detection
     challenges; controls after the siblings of Rando et al. 2024, arXiv:2404.14461; leakage, Microsoft 2026, arXiv:2602.03085; target inversion after BAIT (Shen et al., IEEE S&P 2025), the base subtracted. One
