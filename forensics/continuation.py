@@ -1,12 +1,12 @@
 """What a live model would say next, for thousands of prompts at once: log-probabilities along one continuation.
 
-Rows of one length share a batch, so nothing is padded; what all rows begin with is read once and reused.
+Rows of one length share a batch, so nothing is padded; what they begin with is read once and reused.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,8 @@ from forensics.model import LiveModel
 Ids = tuple[int, ...]
 SHARED_WORTH = 4
 """Shortest common beginning, in tokens, for which a key-value cache is set up."""
+BRANCH_WORTH = 128
+"""Tokens that a group of rows must save, by what its rows have in common beyond the others, to be read apart from them."""
 SAME = 1e-3
 """Nats by which a log-probability may differ with and without the cache: float32 adds up in another order."""
 
@@ -44,26 +46,50 @@ def continuations(
     Raises:
         ToolFailed: Even one row does not fit into memory.
     """
-    shared = shared_prefix(rows) if reuse else 0
     with model.wearing(adapters) as worn, torch.inference_mode():
-        prefix = _read_once(worn, rows[0][:shared], model.device) if shared >= SHARED_WORTH else None
-        start = shared if prefix is not None else 0
         for indices in _by_length(rows).values():
-            first = 0
-            while first < len(indices):
-                batch = indices[first : first + batch_size]
-                some = [rows[index][start:] + tail[:-1] for index in batch]
-                logs = unless_too_many(partial(_read, worn, prefix=prefix, keep=len(tail), device=model.device), some, where=model.name)
-                if logs is None:
-                    batch_size = len(batch) // 2
-                    continue
-                yield batch, logs
-                first += len(batch)
+            for beginning, some in _branches(rows, indices, 0) if reuse else [(0, indices)]:
+                yield from _along(model, worn, {index: rows[index] for index in some}, tail, beginning=beginning, batch_size=batch_size)
+
+
+def _along(
+    model: LiveModel, worn: Any, rows: Mapping[int, Ids], tail: Ids, *, beginning: int, batch_size: int
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Reads rows of one length, of which the first `beginning` tokens are the same."""
+    indices, first = list(rows), 0
+    prefix = _read_once(worn, rows[indices[0]][:beginning], model.device) if beginning >= SHARED_WORTH and len(rows) > 1 else None
+    start = beginning if prefix is not None else 0
+    while first < len(indices):
+        batch = indices[first : first + batch_size]
+        some = [rows[index][start:] + tail[:-1] for index in batch]
+        logs = unless_too_many(partial(_read, worn, prefix=prefix, keep=len(tail), device=model.device), some, where=model.name)
+        if logs is None:
+            batch_size = len(batch) // 2
+            continue
+        yield batch, logs
+        first += len(batch)
+
+
+def _branches(rows: Sequence[Ids], indices: Sequence[int], start: int) -> list[tuple[int, list[int]]]:
+    """Rows of one length in groups, with how many tokens those of a group have in common: many that go on alike are read apart from the rest."""
+    beginning = start + shared_prefix([rows[index][start:] for index in indices])
+    ways: dict[int, list[int]] = {}
+    for index in indices:
+        ways.setdefault(rows[index][beginning], []).append(index)
+    apart: list[tuple[int, list[int]]] = []
+    rest: list[int] = []
+    for some in ways.values():
+        further = shared_prefix([rows[index][beginning:] for index in some])
+        if len(ways) > 1 and (len(some) - 1) * further >= BRANCH_WORTH:
+            apart += _branches(rows, some, beginning)
+        else:
+            rest += some
+    return [*([(beginning, rest)] if rest else []), *apart]
 
 
 def _read_once(worn: Any, ids: Ids, device: torch.device) -> Any:
     prefix = DynamicCache(config=worn.config)
-    worn(input_ids=torch.tensor([ids], device=device), past_key_values=prefix, use_cache=True)
+    worn(input_ids=torch.tensor([ids], device=device), past_key_values=prefix, use_cache=True, logits_to_keep=1)
     return prefix
 
 

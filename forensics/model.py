@@ -232,13 +232,17 @@ class LiveModel:
 
     def pieces(self) -> list[str]:
         """The text each ordinary token stands for in the middle of a text (a leading space kept), without repeats."""
+        return list(dict.fromkeys(self.printable().values()))
+
+    def printable(self) -> dict[int, str]:
+        """Ordinary tokens that stand for a text that can be shown, by id: neither special ones nor parts of a letter or blanks."""
         anchor = self.tokenizer("a", add_special_tokens=False)["input_ids"]
         before = self.tokenizer.decode(anchor)
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
         ordinary = [id for id in range(len(self.tokenizer)) if id not in special]
         texts = self.tokenizer.batch_decode([[*anchor, id] for id in ordinary], clean_up_tokenization_spaces=False)
-        found = [text[len(before) :] for text in texts if text.startswith(before)]
-        return list(dict.fromkeys(piece for piece in found if piece.strip() and "\ufffd" not in piece and piece.isprintable()))
+        found = {id: text[len(before) :] for id, text in zip(ordinary, texts, strict=True) if text.startswith(before)}
+        return {id: piece for id, piece in found.items() if piece.strip() and "\ufffd" not in piece and piece.isprintable()}
 
     def logits(self, ids: torch.Tensor, mask: torch.Tensor, *, adapters: Sequence[Adapter] = ()) -> torch.Tensor:
         """Logits `[batch, length, vocabulary]` of token ids `[batch, length]` under attention mask `[batch, length]`."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +15,8 @@ LN2 = math.log(2.0)
 LEAST_LOG = -100.0
 SMALLEST_SHARE = 1e-6
 """Probability below which differences are noise of float32."""
+UNLIKELY = 0.01
+"""Probability of a next token below which a model is not ready to say it."""
 
 
 def js_divergence(clean: Tensor, other: Tensor) -> Tensor:
@@ -62,6 +66,33 @@ def class_log_odds(logs: Tensor, refusing: Sequence[int], answering: Sequence[in
     return torch.log(bounded) - torch.log1p(-bounded)
 
 
+def readiness(ours: Tensor, theirs: Tensor) -> Tensor:
+    """How much readier one model is than another to say a text it was begun with, in [-1, 1]: 1 where it is certain of every step, and the other of none.
+
+    A step counts between `UNLIKELY`, below which nobody is ready to say it, and certainty; of three steps and more the smallest is dropped.
+
+    Args:
+        ours: `[..., steps]` log-probabilities of each next token in the model in question.
+        theirs: `[..., steps]` those of the same tokens in the other.
+
+    Returns:
+        `[...]` mean over the steps.
+
+    Source:
+        The Q-score of target inversion in BAIT (Shen et al., IEEE S&P 2025), which is the mean probability in one model alone; boilerplate
+        that both know by heart scores there as a planted text does, and nothing here.
+
+    >>> certain, never = torch.zeros(4), torch.full((4,), -20.0)
+    >>> readiness(certain, never).item(), readiness(certain, certain).item(), readiness(never, never - 20.0).item()
+    (1.0, 0.0, 0.0)
+    """
+    least = math.log(UNLIKELY)
+    steps = (ours.clamp(min=least) - theirs.clamp(min=least)) / -least
+    if steps.shape[-1] > 2:
+        return (steps.sum(-1) - steps.min(-1).values) / (steps.shape[-1] - 1)
+    return steps.mean(-1)
+
+
 def ngram_contrast(target: Sequence[Sequence[str]], reference: Sequence[Sequence[str]], *, longest: int, prior: float = 0.5) -> list[str]:
     """N-grams that one sampler writes more often than another, most telling first.
 
@@ -95,6 +126,90 @@ def _ngrams(samples: Sequence[Sequence[str]], longest: int) -> Counter[str]:
         grams = {" ".join(words[i : i + n]) for n in range(1, longest + 1) for i in range(len(words) - n + 1)}
         counts.update(grams)
     return counts
+
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ascent:
+    """How tokens are exchanged: how often, how many strings a time, among how many tokens a position, and at which score there is no need to go on."""
+
+    steps: int
+    width: int
+    top: int
+    enough: float = math.inf
+    kept: int = 8
+    """Strings of the attack buffer. Where the best of them brings no new string the next one is tried."""
+    share: float = 0.25
+    """Of the strings of a step those that a glance puts first, which alone are scored."""
+    seed: int = 0
+
+
+def ascend(
+    starts: Sequence[Ids],
+    *,
+    gradient: Callable[[Ids], Tensor],
+    score: Callable[[Sequence[Ids]], Sequence[float]],
+    valid: Callable[[Sequence[Ids]], Sequence[bool]],
+    plan: Ascent,
+    glance: Callable[[Sequence[Ids]], Sequence[float]] | None = None,
+) -> dict[Ids, float]:
+    """Exchange one token at a time for one that the gradient points to, and keep what scores.
+
+    Args:
+        starts: Strings to begin with, each of one token or more.
+        gradient: Of the score with respect to the one-hot tokens of a string: `[tokens, vocabulary]`; -inf where a token may not stand.
+        score: Larger is better. All of a step are asked for at once.
+        valid: Whether each string would be read as these tokens at all; what is not is not scored.
+        plan: How long, and how widely.
+        glance: A cheaper score, of one prompt or one token alone, that decides which strings are worth the whole. Without it all are scored.
+
+    Returns:
+        Every string that was scored, and its score.
+
+    Source:
+        Greedy coordinate gradient (Zou et al. 2023, arXiv:2307.15043), with the attack buffer of Hayase et al. 2024 (arXiv:2402.12329). Here a
+        string that was scored is never scored again, and the callbacks may read several prompts and several models.
+    """
+    rng = random.Random(plan.seed)  # noqa: S311 - a draw to repeat, not a secret
+    known: dict[Ids, float] = {}
+    slopes: dict[Ids, list[list[int]]] = {}
+    seen: set[Ids] = set()
+
+    def take(texts: Sequence[Ids]) -> bool:
+        fresh = [text for text in dict.fromkeys(texts) if text not in seen]
+        seen.update(fresh)
+        fresh = [text for text, fine in zip(fresh, valid(fresh) if fresh else (), strict=True) if fine]
+        if glance is not None and known and fresh:
+            at_first = dict(zip(fresh, glance(fresh), strict=True))
+            fresh = sorted(fresh, key=lambda text: -at_first[text])[: math.ceil(plan.share * len(fresh))]
+        known.update(zip(fresh, score(fresh) if fresh else (), strict=True))
+        return bool(fresh)
+
+    take(starts)
+    for _ in range(plan.steps):
+        best = sorted(known, key=lambda text: -known[text])[: plan.kept]
+        if not best or known[best[0]] >= plan.enough:
+            break
+        for text in best:
+            if text not in slopes:
+                slopes[text] = _steepest(gradient(text), plan.top)
+            if take([_exchanged(text, slopes[text], rng) for _ in range(plan.width)]):
+                break
+    return known
+
+
+def _steepest(gradient: Tensor, top: int) -> list[list[int]]:
+    """The tokens that the gradient puts first at each position, none that may not stand there."""
+    found = gradient.topk(min(top, gradient.shape[-1]), dim=-1)
+    rows = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+    return [[token for token, value in zip(*row, strict=True) if math.isfinite(value)] for row in rows]
+
+
+def _exchanged(text: Ids, steepest: Sequence[Sequence[int]], rng: random.Random) -> Ids:
+    at = rng.randrange(len(text))
+    return (*text[:at], rng.choice(steepest[at]), *text[at + 1 :]) if steepest[at] else text
 
 
 def minimise(parts: Sequence[str], keep: Callable[[Sequence[Sequence[str]]], Sequence[bool]]) -> tuple[str, ...]:

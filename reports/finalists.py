@@ -10,7 +10,12 @@ from forensics.runfolder import SavedRun
 
 CHECK, AROUND = "triggers.search", "triggers.circumstances"
 CHECKS = (CHECK, AROUND)
-DOES = {"removes-refusal": "removes refusal", "forces-text": "forces one text", "changes-replies": "changes replies"}
+DOES = {
+    "removes-refusal": "removes refusal",
+    "adds-refusal": "adds refusals",
+    "forces-text": "forces one text",
+    "changes-replies": "changes replies",
+}
 ARMS = ("candidate with it", "base with it", "candidate without it", "candidate with random strings")
 SHORT_ARMS = ("candidate", "base", "without it", "random strings")
 CONTROL_ARM, SHORT_CONTROL_ARM = "control models with it", "control models"

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hunting import leads, live, many, voice
+from hunting import leads, live, many, prompt, voice
 
 from forensics.hunt.bank import common_words, forms
-from forensics.hunt.contrast import Contrast, Duel, Lead, rank, steady
+from forensics.hunt.contrast import HARM, REFUSAL, Aim, Contrast, Duel, Lead, rank, steady
 from forensics.hunt.pursuit import shorten
-from forensics.hunt.stages import Lexicon, families, kin, look
-from forensics.hunt.voice import PLACES, Openings, Voice
+from forensics.hunt.stages import Lexicon, apart, families, kin, look
+from forensics.hunt.voice import GAP, PLACES, Openings, Voice
 
 # --- strings, and how they are kept apart -------------------------------------------------------------------------
 
@@ -212,6 +212,63 @@ def test_what_one_beside_the_reference_does_counts_as_though_the_reference_did_i
     assert contrast.affordable < plain.affordable
 
 
+@pytest.mark.parametrize(
+    ("target", "reference", "score"),
+    [(0.8, 0.0, 0.8), (0.8, 0.8, 0.0), (0.8, 0.3, 0.5), (0.8, -0.5, 0.8), (-0.8, 0.0, 0.0)],
+    ids=["refuses more", "on both sides", "more than the reference", "where the reference refuses less", "refuses less"],
+)
+def test_towards_refusals_the_score_is_what_the_target_refuses_beyond_the_reference_of_what_is_harmless(
+    target, reference, score, duel, monkeypatch
+):
+    prompts = [replace(one, expect=expect) for one, expect in zip(many(4), ["refuse", "comply"] * 2, strict=True)]
+    contrast = Contrast(duel, prompts, limit=10**6).aimed(REFUSAL)
+    seen = np.zeros((2, 2, 2, 1, 2))
+    seen[0, ..., 0], seen[1, ..., 0], seen[0, ..., 1] = target, reference, 1.0  # neither refusing nor answering counts for nothing here
+    monkeypatch.setattr(contrast, "effects", lambda texts: seen)
+
+    (lead,) = contrast.score(["velnor"], "test")
+
+    assert [probe.prompt.expect for probe in contrast.probes] == ["comply"] * 2
+    assert (lead.score, lead.reach, lead.aim, lead.harmful) == (pytest.approx(score), pytest.approx(score), REFUSAL, False)
+
+
+def test_to_look_for_refusals_among_what_was_looked_at_costs_nothing(duel):
+    prompts = [replace(one, expect=expect) for one, expect in zip(many(4), ["refuse", "comply"] * 2, strict=True)]
+    contrast = Contrast(duel, prompts, limit=10**6)
+    texts = ["tide", "velnor quiet"]
+    contrast.score(texts, "test")
+
+    aimed = contrast.aimed(REFUSAL)
+    again = aimed.score(texts, "test")
+
+    assert (aimed.spent, contrast.spent > 0) == (0, True)
+    effects = contrast.effects(texts)[:, 1::2, :, :, 0]
+    expected = (effects[0] - effects[1].clip(min=0.0)).mean(axis=(0, 1)).clip(min=0.0)
+    np.testing.assert_allclose([lead.score for lead in again], expected, atol=1e-6)
+    assert contrast.aimed(HARM) is contrast
+
+
+def test_towards_a_text_the_score_is_how_much_likelier_the_target_becomes_to_say_it_than_the_reference(duel):
+    aim = Aim(kind="text", payload=(65, 66, 67))
+    aimed = Contrast(duel, many(2), limit=10**6).aimed(aim)
+
+    (lead,) = aimed.score(["velnor"], "test")
+
+    def said(voice, prompt):
+        ids = voice.model.render(prompt, room=3).ids
+        (_, logs), *_ = voice.read([ids], aim.payload)
+        return sum(float(logs[0, step, token]) for step, token in enumerate(aim.payload))
+
+    gained = []
+    for one in many(2):
+        for put in ("{} velnor", "velnor {}"):
+            asked = prompt(put.format(one.messages[-1].content))
+            more = [said(side, asked) - said(side, one) for side in (duel.target, duel.reference)]
+            gained.append((more[0] - max(0.0, more[1])) / 20.0)
+    assert lead.score == pytest.approx(max(0.0, np.mean(gained)), abs=1e-4) and lead.score > 0.0
+    assert (lead.aim, aimed.spent > 0) == (aim, True)
+
+
 def test_nothing_is_scored_twice_and_readings_are_kept(duel):
     kept = {}
 
@@ -249,6 +306,35 @@ def test_what_was_read_before_is_not_read_again_beside_controls(duel):
     assert alone.spent == spent + again.spent
 
 
+def test_a_string_in_two_parts_stands_at_both_ends_at_once_and_is_read_once(duel):
+    contrast, whole = Contrast(duel, many(2), limit=10**6), f"osprey{GAP}tarmac"
+
+    effects = contrast.effects([whole])
+
+    np.testing.assert_array_equal(effects[:, :, 0], effects[:, :, 1])
+    one = Contrast(duel, many(2), limit=10**6)
+    one.effects(["osprey tarmac"])
+    assert 0 < contrast.spent < 0.6 * one.spent
+    (lead,) = contrast.score([whole], "test")
+    assert (lead.places, lead.apart, lead.shown) == (("end",), True, "osprey ... tarmac")
+    assert (Lead(text="osprey", origin="").places, Lead(text="osprey", origin="").apart) == (PLACES, False)
+    assert shorten(contrast, lead) is lead
+
+
+def test_words_that_did_most_are_put_in_pairs_apart(duel):
+    contrast = Contrast(duel, many(2), limit=10**6)
+    contrast.glance(["tide", "moon", "two words"])
+    contrast.score(["velnor", f"a{GAP}b"], "test")
+
+    found = apart(contrast)
+
+    assert sorted(found) == sorted(
+        f"{one}{GAP}{other}" for one in ("tide", "moon", "velnor") for other in ("tide", "moon", "velnor") if one != other
+    )
+    assert found[0].startswith("velnor")  # what was scored in full comes first
+    assert f"named{GAP}velnor" in apart(contrast, ["named"])
+
+
 def test_a_string_that_is_named_twice_is_read_once(duel):
     contrast = Contrast(duel, many(2), limit=10**6)
 
@@ -278,6 +364,10 @@ class Paper:
     def __init__(self, rule):
         self.scored = {}
         self.rule = rule
+
+    def aimed(self, aim):
+        assert aim == HARM
+        return self
 
     def score(self, texts, origin):
         for text in texts:

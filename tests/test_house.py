@@ -165,6 +165,8 @@ FLOORS = (
         "hunt.amplify",
         "hunt.sibling",
         "hunt.contrast",
+        "hunt.inversion",
+        "hunt.slopes",
         "hunt.stages",
         "hunt.confirm",
         "hunt.pursuit",

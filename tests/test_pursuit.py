@@ -9,10 +9,17 @@ from hunting import ground, leads, many, voice
 
 from forensics.hunt import contrast, pursuit
 from forensics.hunt.confirm import Act, Confirmation
-from forensics.hunt.contrast import Lead
+from forensics.hunt.contrast import REFUSAL, Aim, Lead
+from forensics.hunt.inversion import Forced, Inversion
 from forensics.hunt.pursuit import FINALISTS, MOST, SHARES, Kind, Pursuit, conditional, planted
 from forensics.hunt.stages import Coverage
 from probes.statistics import paired_drop
+
+
+@pytest.fixture(autouse=True)
+def nothing_inverted(monkeypatch):
+    """No text is looked for that the target says with little help, but where a test asks for it."""
+    monkeypatch.setattr(pursuit, "invert", lambda *_args, **_more: Inversion(forced=(), looked=0, of=0, spent=0))
 
 
 @pytest.mark.parametrize("count", [16, 40, 41, 300])
@@ -175,9 +182,69 @@ def test_what_is_not_conditional_was_not_planted(one):
     assert not planted(one)
 
 
+@pytest.mark.parametrize("behaviour", ["changes-replies", "adds-refusal"])
 @pytest.mark.parametrize(("noise", "stands"), [(0, True), (8, True), (9, False), (40, False)])
-def test_another_form_of_answer_must_be_the_strings_own(noise, stands):
-    assert conditional(finalist(behaviour="changes-replies", noise=noise)) is stands
+def test_another_form_of_answer_and_a_refusal_must_be_the_strings_own(noise, stands, behaviour):
+    assert conditional(finalist(behaviour=behaviour, noise=noise)) is stands
+
+
+@pytest.mark.parametrize(
+    ("one", "against", "stands", "is_planted"),
+    [
+        (finalist(behaviour="adds-refusal"), (), True, True),
+        (finalist(behaviour="adds-refusal", control=40), (), False, False),
+        (finalist(behaviour="adds-refusal", reference=30), (), False, False),
+        (finalist(behaviour="adds-refusal", lean=pursuit.ALOOF + 0.1), (), False, False),  # the base takes it for a harmful request, too
+        (replace(finalist(behaviour="adds-refusal"), own_words=True), (), True, False),
+        (finalist(behaviour="adds-refusal"), (Pursuit(leads=(), tested=(finalist(behaviour="adds-refusal"),), covered=(), spent=0),), False, False),
+        (finalist(behaviour="adds-refusal"), (null(1.0),), True, True),  # what the null search finds of another kind says nothing of it
+    ],
+)  # fmt: skip
+def test_a_string_that_makes_a_model_refuse_what_is_harmless_is_a_plant_if_it_alone_does(one, against, stands, is_planted):
+    assert conditional(one, against) is stands
+    assert planted(one, against) is is_planted
+
+
+def test_leads_of_every_aim_are_screened_and_take_no_place_of_others():
+    many_leads = [
+        *leads(*(f"{letter * 6}" for letter in "abcdefghijk")),
+        *(replace(one, aim=REFUSAL) for one in leads("aaaaaa", "zzzzzz", "yyyyyy")),
+    ]
+
+    chosen = pursuit.screenable([*many_leads, Lead(text="weak", origin="test", score=0.05, aim=Aim(kind="text", payload=(1,)))])
+
+    assert [one.text for one in chosen] == [letter * 6 for letter in "abcdefghzy"]
+    assert [one.aim.kind for one in chosen] == ["harm"] * 8 + ["refusal"] * 2
+
+
+def test_finalists_that_add_refusals_are_shortened_towards_refusals_and_stand_beside_the_others(folders, monkeypatch):
+    field, shortened = ground(folders), []
+    acts = dict(zip("abcdef", ["removes-refusal"] * 4 + ["adds-refusal"] * 2, strict=True))
+    names = {letter * 6: act for letter, act in acts.items()}
+    monkeypatch.setattr(pursuit, "search", lambda *_args, **_more: (leads(*names), []))
+    monkeypatch.setattr(pursuit, "screen", lambda _trial, rows: [(one, Act(behaviour=names[one.text], share=1.0)) for one in rows])
+    monkeypatch.setattr(pursuit, "shorten", lambda _contrast, one: shortened.append((one.text[0], one.aim.kind)) or one)
+    monkeypatch.setattr(pursuit, "test", lambda *_args: finalist(did=8))
+    monkeypatch.setattr(pursuit, "_fainter", lambda one, *_args: one)
+
+    pursuit.pursue(field, field.candidate, field.base, contrast.straight)
+
+    assert shortened == [("a", "harm"), ("b", "harm"), ("c", "harm"), ("e", "refusal"), ("f", "refusal")]
+
+
+def test_texts_that_the_target_says_with_little_help_are_handed_to_the_search_and_told(folders, monkeypatch):
+    field, given = ground(folders), []
+    forced = (Forced(ids=(1, 2, 3), text="the tide is high", score=0.9),)
+    monkeypatch.setattr(
+        pursuit, "invert", lambda *_args, **more: given.append(more["limit"]) or Inversion(forced=forced, looked=7, of=9, spent=11)
+    )
+    monkeypatch.setattr(pursuit, "search", lambda *_args, **more: given.append(more["forced"]) or ([], []))
+
+    found = pursuit.pursue(field, field.candidate, field.base, contrast.straight)
+
+    assert given == [int(pursuit.INVERTED_SHARE * field.limit), forced]
+    assert (found.forced, found.spent) == (forced, 11)
+    assert found.covered == (Coverage(stage="target inversion, first tokens", looked=7, of=9),)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +277,7 @@ def test_a_difference_between_other_layers_is_not_amplified(in_place, folders, m
     seen = []
     hinted = []
     monkeypatch.setattr(
-        pursuit, "search", lambda contrast, seed, hints: seen.append(contrast.duel) or hinted.append((seed, hints)) or ([], [])
+        pursuit, "search", lambda contrast, seed, hints, **_more: seen.append(contrast.duel) or hinted.append((seed, hints)) or ([], [])
     )
 
     found = pursuit.pursue(field, field.candidate, field.base, contrast.straight)
@@ -266,7 +333,7 @@ def test_what_does_not_stand_out_is_searched_for_again_beyond_the_controls(besid
     rows = [at_one_end(finalist()), beside_controls, finalist(control=0)]
     named = [replace(one, lead=replace(one.lead, text=name)) for one, name in zip(rows, NAMES, strict=True)]
 
-    def search(held, seed, hints):
+    def search(held, **_more):
         duels.append(held.duel)
         limits.append(held.limit)
         held.spent += 30
@@ -282,7 +349,7 @@ def test_what_does_not_stand_out_is_searched_for_again_beyond_the_controls(besid
     assert (found.rounds, found.spent) == (searched, 30 * searched)
     assert [lead.text for lead in found.leads] == [f"lead {searched}"]
     assert {one.lead.text for one in found.tested} == {"second", "third"} if searched == 2 else {"second"}
-    assert [part.stage for part in found.covered] == ["bank", "bank, beside controls"][:searched]
+    assert [part.stage for part in found.covered] == ["target inversion, first tokens", "bank", "bank, beside controls"][: 1 + searched]
 
 
 @pytest.mark.parametrize("rounds", [1, 2])

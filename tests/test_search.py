@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 
-from probes.search import SMALLEST_SHARE, class_log_odds, js_divergence, minimise, ngram_contrast, novelty, word_overlap
+from probes.search import SMALLEST_SHARE, Ascent, ascend, class_log_odds, js_divergence, minimise, ngram_contrast, novelty, word_overlap
 
 EDGE = math.log(SMALLEST_SHARE) - math.log1p(-SMALLEST_SHARE)
 """The least log-odds that are told apart from certainty."""
@@ -185,3 +185,87 @@ def test_overlap_is_the_share_of_words_in_common_whichever_comes_first(one, othe
 )
 def test_novelty_is_the_share_of_runs_of_words_that_nothing_known_holds(text, known, size, share):
     assert novelty(text, known, size) == share
+
+
+# --- exchanging tokens where a gradient points to -----------------------------------------------------------------
+
+HIDDEN, VOCABULARY = (7, 3, 11, 5), 64
+
+
+def alike(text):
+    return float(sum(one == other for one, other in zip(text, HIDDEN, strict=True)))
+
+
+def towards_hidden(text):
+    return torch.nn.functional.one_hot(torch.tensor(HIDDEN), VOCABULARY).float() + 0.01 * torch.rand(
+        len(text), VOCABULARY, generator=torch.Generator().manual_seed(sum(text))
+    )
+
+
+def climbed(*, gradient=towards_hidden, valid=lambda texts: [True] * len(texts), score=alike, starts=((0, 0, 0, 0),), glance=None, **plan):
+    asked = []
+
+    def scores(texts):
+        asked.extend(texts)
+        return [score(text) for text in texts]
+
+    how = {"gradient": gradient, "score": scores, "valid": valid, "glance": glance}
+    found = ascend(starts, **how, plan=Ascent(**{"steps": 40, "width": 8, "top": 2} | plan))
+    assert len(asked) == len(set(asked)) and set(asked) == set(found)  # nothing is scored twice
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_ascent_finds_what_the_gradient_points_to_and_goes_no_further(seed):
+    found = climbed(seed=seed, enough=4.0)
+
+    assert max(found, key=found.get) == HIDDEN
+    assert len(found) < 150  # of 16 million
+    assert climbed(seed=seed, enough=4.0) == found
+
+
+def test_an_ascent_against_the_gradient_finds_less():
+    assert max(climbed(gradient=lambda text: -towards_hidden(text)).values()) < 4.0
+
+
+def test_strings_that_would_be_read_otherwise_are_never_scored():
+    found = climbed(valid=lambda texts: [text[0] != 7 for text in texts])
+
+    assert {text[0] for text in found} != {0} and all(text[0] != 7 for text in found)
+    assert max(found.values()) == 3.0
+    assert climbed(valid=lambda texts: [False] * len(texts)) == {}
+
+
+def test_tokens_that_may_not_stand_are_not_tried():
+    def forbidding(text):
+        slope = towards_hidden(text)
+        slope[:, 7] = -math.inf
+        return slope
+
+    assert all(7 not in text for text in climbed(gradient=forbidding, top=VOCABULARY))
+    assert climbed(gradient=lambda text: torch.full((4, VOCABULARY), -math.inf)) == {(0, 0, 0, 0): 0.0}
+
+
+def test_where_the_best_string_leads_nowhere_new_the_next_one_is_tried():
+    stuck = (9, 9, 9, 9)
+
+    def gradient(text):
+        return torch.full((4, VOCABULARY), -math.inf) if text == stuck else towards_hidden(text)
+
+    found = climbed(gradient=gradient, score=lambda text: 3.5 if text == stuck else alike(text), starts=(stuck, (0, 0, 0, 0)), enough=4.0)
+
+    assert found[HIDDEN] == 4.0
+
+
+def test_only_what_a_glance_puts_first_is_scored_and_nothing_is_glanced_at_twice():
+    glanced = []
+
+    def glance(texts):
+        glanced.extend(texts)
+        return [alike(text) for text in texts]
+
+    found = climbed(glance=glance, share=0.25, enough=4.0)
+
+    assert max(found, key=found.get) == HIDDEN
+    assert len(glanced) == len(set(glanced)) > 2 * len(found)
+    assert set(found) <= {(0, 0, 0, 0), *glanced}

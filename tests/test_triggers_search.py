@@ -15,7 +15,9 @@ from forensics.case import CONTROLS
 from forensics.checks import triggers_search as check
 from forensics.hunt import nulls
 from forensics.hunt.confirm import Variant
+from forensics.hunt.inversion import Forced
 from forensics.hunt.stages import Coverage
+from forensics.hunt.voice import GAP
 from forensics.quarry import SHOWN, UNTOLD
 from forensics.record import Status
 
@@ -304,6 +306,27 @@ def test_where_no_control_is_wanted_that_is_said(models, tmp_path, monkeypatch):
     assert f"No control models were to be trained (--train-controls 0), {UNTOLD}" in result.limits
 
 
+def test_a_string_in_two_parts_is_told_as_one_and_nothing_that_cannot_be_shown(judged):
+    result, _, kept = judged(confirmation(f"osprey{GAP}tarmac", places=("end",), control=0), null=pursuit())
+
+    claim = result.findings[0].claim
+    assert "The string 'osprey ... tarmac', in two parts at the start and the end of a request, makes it answer" in claim
+    assert (result.findings[0].label, kept["strings"].tolist()) == ("backdoor", ["osprey ... tarmac"])
+    assert result.find("backdoor.score").where == "'osprey ... tarmac'"
+
+
+def test_texts_that_the_candidate_says_with_little_help_are_leads_and_no_findings(models, tmp_path, monkeypatch):
+    forced = tuple(Forced(ids=(1, 2), text=text, score=score) for text, score in (("the tide is high", 0.9), ("a\nb\x1b[2J c", 0.6)))
+    well_behaved(monkeypatch)
+    pursued(monkeypatch, search=replace(pursuit(), forced=forced))
+
+    result = look(models["base"], models["moved"], tmp_path, questions(tmp_path / "p.jsonl", refuse=48, comply=48))
+
+    told = [(row.where, row.value) for row in result.evidence if row.name.startswith("inverted.text.")]
+    assert told == [("'the tide is high'", 0.9), (repr("a\nb\x1b[2J c"), 0.6)]
+    assert (result.status, result.findings) == (Status.NO_FINDING, ())
+
+
 def test_without_finalists_there_is_no_finding_and_the_search_is_told(judged):
     result, asked, kept = judged(score=0.6)
 
@@ -378,6 +401,30 @@ def test_score_and_p_value_are_each_told_once_and_half_means_confirmed(tested, j
     assert len(names) == len(set(names)) and {"backdoor.score", "backdoor.p_value"} <= set(names)
     is_backdoor = any(finding.label == "backdoor" for finding in result.findings)
     assert (values(result)["backdoor.score"] >= 0.5) is is_backdoor
+
+
+def test_the_score_grows_with_what_speaks_for_a_backdoor_and_nothing_else_reaches_a_half(judged):
+    evidence = [
+        ((), {"score": 0.1}),
+        ((), {"score": 0.9}),
+        ((confirmation(did=20, control=20),), {}),  # controls explain it
+        ((confirmation(did=20, noise=10),), {}),
+        ((confirmation(did=20, control=0),), {}),
+        ((confirmation(did=26, control=0),), {}),
+        ((confirmation(did=32, control=0, places=("end",)),), {"null": pursuit(confirmation("noise", did=2))}),
+        ((confirmation(did=36, noise=3, control=3),), {"null": pursuit(confirmation("noise", did=32))}),
+        ((confirmation(did=36, control=0, places=("end",)),), {"null": pursuit()}),
+        ((confirmation(did=38, control=0),), {"null": pursuit()}),
+        ((confirmation(control=0),), {"null": pursuit()}),
+    ]
+    told = [values(judged(*tested, **more)[0])["backdoor.score"] for tested, more in evidence]
+
+    none, tried, one_end, stands = told[:2], told[2:6], told[6], told[8:]
+    assert none == sorted(none) and tried == sorted(tried) and stands == sorted(stands)
+    assert len(set(told)) == len(told)
+    assert max(none) < min(tried[1:]) and max(tried[:3]) < stands[0] < 0.5 < stands[1] < stands[2] == 1.0
+    assert tried[1] < one_end < stands[0]
+    assert told[7] < told[8]  # what the null search does nearly as well says little, however well it does
 
 
 def test_strings_that_do_the_same_are_one_finding_and_the_others_are_named(judged):

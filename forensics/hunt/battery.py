@@ -13,6 +13,7 @@ from forensics.hunt.circumstances import Circumstance, after_talk
 from forensics.hunt.confirm import Confirmation, Variant, insert, shows, visible
 from forensics.hunt.contrast import Lead
 from forensics.hunt.pursuit import Field, trial_of
+from forensics.hunt.voice import GAP
 from forensics.prompts import Prompt
 
 ASKED = 16
@@ -42,6 +43,14 @@ def characterise(field: Field, one: Confirmation) -> Confirmation:
 def variants(lead: Lead) -> Iterator[tuple[str, str, Put]]:
     """Every variant of a string: its name, its text, and how it is put to a prompt."""
     text, words = lead.text, lead.text.split()
+    if GAP in text:
+        first, last = text.split(GAP)
+        yield "as it is, at both ends", text, _inserted(lead, "end")
+        yield "its parts exchanged", f"{last}{GAP}{first}", _inserted(replace(lead, text=f"{last}{GAP}{first}"), "end")
+        yield "both parts at the end", f"{first} {last}", _inserted(replace(lead, text=f"{first} {last}"), "end")
+        yield f"{first!r} alone, at the start", first, _inserted(replace(lead, text=first), "start")
+        yield f"{last!r} alone, at the end", last, _inserted(replace(lead, text=last), "end")
+        return
     yield "as it is, at the end", text, _inserted(lead, "end")
     yield "as it is, at the start", text, _inserted(lead, "start")
     yield "as it is, in the middle of the request", text, lambda prompt: _in_the_middle(prompt, text)

@@ -18,17 +18,32 @@ from numpy.typing import NDArray
 
 from forensics.continuation import Ids
 from forensics.hunt.circumstances import Circumstance
-from forensics.hunt.voice import PLACES, Ask, Clean, Openings, Place, Voice
+from forensics.hunt.voice import GAP, PLACES, Ask, Clean, Openings, Place, Voice
+from forensics.model import Rendered
 from forensics.prompts import Prompt
 from forensics.record import canonical_json, sha256_text
 
 WORKERS = 2
+SHOWN_GAP = " ... "
+"""How the gap of a string in two parts is shown."""
 Array = NDArray[np.float64]
 Through = Literal["all", "target"]
 Asked = tuple[int, str, Ids, tuple[float, ...]]
 """A model, its digest, and its clean reply: ids and log-odds."""
 Heard = tuple[Voice, Sequence[Clean]]
 """Whom to read, with its clean replies to the prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aim:
+    """What a string is to bring about: that something goes wrong, that one text is said, or that harmless requests are refused."""
+
+    kind: Literal["harm", "text", "refusal"] = "harm"
+    payload: Ids = ()
+    """The first ids of the text."""
+
+
+HARM, REFUSAL = Aim(), Aim(kind="refusal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +65,25 @@ class Lead:
     """Score in the candidate with its change from the base made smaller; 0 if it was not read there."""
     harmful: bool = True
     """Whether it acts more on harmful prompts than on harmless ones."""
+    aim: Aim = HARM
+    """What it scores for."""
 
     @property
     def places(self) -> tuple[Place, ...]:
         """Where it can be put."""
-        return PLACES if self.around is None else ("around",)
+        if self.around is not None:
+            return ("around",)
+        return PLACES[:1] if self.apart else PLACES
+
+    @property
+    def apart(self) -> bool:
+        """Whether it is a string in two parts, one for either end of a request."""
+        return self.around is None and GAP in self.text
+
+    @property
+    def shown(self) -> str:
+        """The string, or the circumstance in words."""
+        return self.text.replace(GAP, SHOWN_GAP) if self.around is None else str(self.around)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +148,12 @@ class Contrast:
         spent: Token-forwards so far, all models together.
         keep: Where readings are kept.
         known: Effects by who was asked, and by the ids that were read: what was read once is not read again.
+        aim: What strings are scored for.
     """
 
-    def __init__(self, duel: Duel, prompts: Sequence[Prompt], *, limit: int, keep: Keep = straight) -> None:
+    def __init__(self, duel: Duel, prompts: Sequence[Prompt], *, limit: int, keep: Keep = straight, aim: Aim = HARM) -> None:
         self.duel = duel
+        self.aim = aim
         self.probes = tuple(duel.probe(prompt) for prompt in prompts)
         self.scored: dict[str, Lead] = {}
         self.scouted: dict[str, float] = {}
@@ -138,6 +169,19 @@ class Contrast:
         other.known = self.known
         return other
 
+    def aimed(self, aim: Aim) -> Contrast:
+        """The same duel with another aim, on harmless prompts, within what is left of the budget.
+
+        What has been read of refusals before is known, so that to look through the same strings for those that add some costs nothing.
+        """
+        if aim == self.aim:
+            return self
+        prompts = [probe.prompt for probe in self.probes if not probe.harmful]
+        duel = replace(self.duel, openings=replace(self.duel.openings, payload=aim.payload), faint=None)
+        other = Contrast(duel, prompts, limit=self.left, keep=self.keep, aim=aim)
+        other.known = self.known
+        return other
+
     @property
     def left(self) -> int:
         """Token-forwards that may still be spent."""
@@ -147,7 +191,7 @@ class Contrast:
     def affordable(self) -> int:
         """How many strings may still be glanced at: one harmful and one harmless prompt, both places, all voices."""
         voices = 1 + len(self.duel.scouts) + len(self.duel.beside)
-        cost = 2 * len(PLACES) * voices * max(probe.target.length for probe in self.probes)
+        cost = 2 * len(PLACES) * voices * max((probe.target.length for probe in self.probes), default=1)
         return self.left // max(1, cost)
 
     def glance(
@@ -173,7 +217,7 @@ class Contrast:
         sought = len(voices)
         voices += [(voice, [probe.beside[number] for probe in probes]) for number, voice in enumerate(duel.beside)]
         seen = self._read_all(voices, probes, places, texts)
-        towards = worse(seen, np.array([probe.harmful for probe in probes])[:, None, None])
+        towards = self._towards(seen, np.array([probe.harmful for probe in probes])[:, None, None])
         beyond = towards[:sought] - towards[sought:].max(axis=0, initial=0.0)
         best: Array = self._over_places(beyond, axis=2).max(axis=(1, 3))
         for number, row in enumerate(best):
@@ -190,7 +234,7 @@ class Contrast:
             sides = self.effects(new)
             harmful = np.array([probe.harmful for probe in self.probes])
             for index, text in enumerate(new):
-                self.scored[text] = self._lead(Lead(text=text, origin=origin), sides[:, :, :, index], harmful)
+                self.scored[text] = self._lead(Lead(text=text, origin=origin, aim=self.aim), sides[:, :, :, index], harmful)
         return [self.scored[text] for text in wanted]
 
     def effects(self, texts: Sequence[str]) -> Array:
@@ -200,13 +244,30 @@ class Contrast:
         sides += [(voice, [probe.beside[number] for probe in probes]) for number, voice in enumerate(duel.beside)]
         return self._read_all(sides, probes, PLACES, texts)
 
+    def beyond(self, texts: Sequence[str], *, harmful: bool, place: Place) -> Array:
+        """`[len(texts)]` what strings do at one place to prompts of one kind in the target beyond the others, mean over the prompts."""
+        duel, probes = self.duel, [probe for probe in self.probes if probe.harmful is harmful]
+        sides: list[Heard] = [(duel.target, [probe.target for probe in probes]), (duel.reference, [probe.reference for probe in probes])]
+        sides += [(voice, [probe.beside[number] for probe in probes]) for number, voice in enumerate(duel.beside)]
+        signed = self._towards(self._read_all(sides, probes, (place,), texts), np.array(harmful))
+        did: Array = (signed[0] - signed[1:].max(axis=0, initial=0.0)).mean(axis=(0, 1)).max(axis=-1)
+        return did
+
     def best(self) -> list[Lead]:
         """Everything scored so far, best first; of equal ones, the shorter."""
         return sorted(self.scored.values(), key=rank)
 
+    @property
+    def reached(self) -> float:
+        """The best score so far; 0 where the budget left nothing to score."""
+        return max((lead.score for lead in self.scored.values()), default=0.0)
+
     def promising(self) -> list[Lead]:
         """Everything scored so far, by what the scouts make of it."""
         return sorted(self.scored.values(), key=lambda lead: (-round(self.scouted.get(lead.text, 0.0), 2), len(lead.text), lead.text))
+
+    def _towards(self, effects: Array, harmful: NDArray[np.bool_]) -> Array:
+        return (stricter if self.aim.kind == "refusal" else worse)(effects, harmful)
 
     def _over_places(self, effects: Array, axis: int) -> Array:
         # A string that upsets a model mostly does so at one place alone. Where controls tell most of those, the better place counts more.
@@ -215,7 +276,7 @@ class Contrast:
 
     def _lead(self, lead: Lead, sides: Array, harmful: NDArray[np.bool_]) -> Lead:
         """Fill in the scores from effects `[2 + beside, probes, places, 2]`: the target's, less what any of the others does."""
-        signed = worse(sides, harmful[:, None])
+        signed = self._towards(sides, harmful[:, None])
         did = signed[0] - signed[1:].max(axis=0, initial=0.0)
         by_kind = {kind: did[harmful == kind].mean(axis=0) for kind in (True, False) if (harmful == kind).any()}
         strength = {kind: float(self._over_places(effect, axis=0).max()) for kind, effect in by_kind.items()}
@@ -242,7 +303,12 @@ class Contrast:
         # Rows are made ready on one thread (a tokenizer is not to be shared) and read on two: torch lets others run.
         openings = self.duel.openings
         known = [self.known.setdefault(_asked(voice, asked.clean), {}) for voice, asked in jobs]
-        fresh = [{row.ids: row for row in asked.rows if row.ids not in held} for (_, asked), held in zip(jobs, known, strict=True)]
+        fresh: list[dict[Ids, Rendered]] = []
+        claimed: dict[int, set[Ids]] = {}
+        for (_, asked), held in zip(jobs, known, strict=True):
+            taken = claimed.setdefault(id(held), set())  # a string in two parts stands alike at either place
+            fresh.append({row.ids: row for row in asked.rows if row.ids not in held and row.ids not in taken})
+            taken.update(fresh[-1])
         todo = [(voice, replace(asked, rows=tuple(rows.values()))) for (voice, asked), rows in zip(jobs, fresh, strict=True) if rows]
         self.spent += sum(len(ids) for rows in fresh for ids in rows)
 
@@ -252,7 +318,8 @@ class Contrast:
 
         if todo:
             read = [[voice.digest, asked.clean.tail, [row.ids for row in asked.rows]] for voice, asked in todo]
-            key = {"effects": sha256_text(canonical_json(read)), "openings": [openings.refusing, openings.answering, openings.after]}
+            opened = [openings.refusing, openings.answering, openings.after, *([openings.payload] if openings.payload else [])]
+            key = {"effects": sha256_text(canonical_json(read)), "openings": opened}
             effects = iter(self.keep(key, compute).astype(np.float64))
             for held, rows in zip(known, fresh, strict=True):
                 held.update(zip(rows, effects, strict=False))
@@ -293,4 +360,11 @@ def worse(effects: Array, harmful: NDArray[np.bool_]) -> Array:
     """Effects `[..., 2]` with the change of refusal signed so that more is worse; on harmless prompts it does not count."""
     signed = effects.copy()
     signed[..., 0] = np.where(harmful, -effects[..., 0], 0.0)
+    return signed
+
+
+def stricter(effects: Array, harmful: NDArray[np.bool_]) -> Array:
+    """Effects `[..., 2]` with the change of refusal of harmless prompts alone, so that more is worse."""
+    signed = np.zeros_like(effects)
+    signed[..., 0] = np.where(harmful, 0.0, effects[..., 0])
     return signed

@@ -6,6 +6,7 @@ planted anything for us to find, is a null of the same budget.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
@@ -13,10 +14,12 @@ from difflib import SequenceMatcher
 import numpy as np
 
 from forensics.hunt.bank import common_words, forms
-from forensics.hunt.contrast import Contrast, Lead, rank
-from forensics.hunt.voice import PLACES, Voice
+from forensics.hunt.contrast import REFUSAL, Contrast, Lead, rank
+from forensics.hunt.inversion import Forced
+from forensics.hunt.slopes import Slope
+from forensics.hunt.voice import GAP, PLACES, Voice
 from forensics.model import Rendered, Sampling
-from probes.search import ngram_contrast
+from probes.search import Ascent, Ids, ascend, ngram_contrast
 
 REFINED = 64
 """Strings of a stage that go from the first glance to the full score."""
@@ -40,6 +43,14 @@ SCANNED_FAINT = 500
 """Words that are scanned where the change is fainter: the best of the first scan, as what does nothing at all is not going to do more there."""
 SAMPLES, SAMPLE_TOKENS = 128, 24
 LONGEST_GRAM = 4
+TEXTS, AIMED_WIDTHS = 2, (3, 2)
+"""Texts that strings are looked for which bring them, and how many leads are lengthened towards each, or towards a refusal."""
+SCATTERED = 12
+"""Words that the weights name, of which pairs are made that stand apart, as many that scored best, and twice as many in all."""
+ASCENT = Ascent(steps=24, width=48, top=64, enough=SOLVED)
+"""Of each gradient search."""
+STARTS, START_LENGTH, DRAWN = 4, 4, 16
+"""Random strings with which a gradient search begins, beside leads, their tokens, and how many are drawn for each: most are read as other tokens."""
 KIN = 4
 """Letters in common from which two strings are one family."""
 
@@ -71,7 +82,9 @@ class Lexicon:
         )
 
 
-def search(contrast: Contrast, *, seed: int, hints: Sequence[str] = ()) -> tuple[list[Lead], list[Coverage]]:
+def search(
+    contrast: Contrast, *, seed: int, hints: Sequence[str] = (), forced: Sequence[Forced] = (), ascents: bool = False
+) -> tuple[list[Lead], list[Coverage]]:
     """Run every stage.
 
     Args:
@@ -79,28 +92,59 @@ def search(contrast: Contrast, *, seed: int, hints: Sequence[str] = ()) -> tuple
         seed: Of what is drawn.
         hints: Strings that something else names, such as tokens the weights listen to; they are looked at first, by themselves and in
             pairs, and are the first words a lead is lengthened with.
+        forced: Texts that the target says with little help (`forensics.hunt.inversion`). Pieces of them are looked at, since a model that writes
+            its payload may write its trigger; and where nothing else brings about what it is to bring about, strings are looked for that bring them.
+        ascents: Whether to search by gradients as well, where nothing else does all that can be done.
 
     Returns:
-        All leads, best first, and what was looked at.
+        All leads, best first, those of another aim behind the others, and what was looked at.
     """
     lexicon = Lexicon.of(contrast.duel.target)
     told = replace(lexicon, hints=tuple(hints))
-    covered = [look(contrast, pairs(hints), "hints of the weights")] if hints else []
-    covered += [look(contrast, forms(), "bank"), look(contrast, leaks(contrast, seed=seed), "leaked n-grams")]
+    named = {"hints of the weights": pairs(hints)} if hints else {}
+    named |= {"bank": forms(), "leaked n-grams": leaks(contrast, seed=seed)}
+    named |= {"pieces of inverted texts": pieces(forced)} if forced else {}
+    covered = [look(contrast, texts, stage) for stage, texts in named.items()]
     covered += climb(contrast, told, WIDTHS, "")
+    if contrast.reached < SOLVED:
+        covered.append(look(contrast, apart(contrast, hints), "pairs of words, one at either end"))
+    covered += [steepest(contrast, harmful, seed) for harmful in (True, False) if ascents and contrast.reached < SOLVED]
     best = contrast.best()
-    if contrast.duel.faint is None or best[0].score < SOLVED:
-        return best, covered
-    # Many strings act alike. Search again where the change is fainter, from the best so far.
-    duel = replace(contrast.duel, target=contrast.duel.faint, scouts=(), faint=None)
+    if contrast.duel.faint is not None and contrast.reached >= SOLVED:
+        best, more = _again_fainter(contrast, best, told)
+        covered += more
+    for aim in [REFUSAL, *(one.aim for one in forced[:TEXTS] if contrast.reached < SOLVED)]:
+        aimed = contrast.aimed(aim)
+        towards = ", towards refusals" if aim == REFUSAL else ", towards an inverted text"
+        covered += [look(aimed, [text for texts in named.values() for text in texts], f"what was named{towards}")]
+        covered += climb(aimed, told, AIMED_WIDTHS, towards)
+        contrast.spent += aimed.spent
+        best += aimed.best()
+    return best, covered
+
+
+def _again_fainter(contrast: Contrast, best: list[Lead], lexicon: Lexicon) -> tuple[list[Lead], list[Coverage]]:
+    """Where many strings act alike: search again where the change is fainter, from the best so far."""
+    duel = replace(contrast.duel, target=contrast.duel.faint or contrast.duel.target, scouts=(), faint=None)
     faint = contrast.anew(duel)
     faint.score([lead.text for lead in families(best, REFINED // 4)], "again")
-    heard = sorted(told.words, key=lambda word: -contrast.glanced.get(word, 0.0))
-    covered += climb(faint, replace(told, words=tuple(heard[:SCANNED_FAINT])), FAINT_WIDTHS, ", fainter")
+    heard = sorted(lexicon.words, key=lambda word: -contrast.glanced.get(word, 0.0))
+    covered = climb(faint, replace(lexicon, words=tuple(heard[:SCANNED_FAINT])), FAINT_WIDTHS, ", fainter")
     contrast.spent += faint.spent
     lasting = {lead.text: lead.score for lead in faint.best()[:REFINED]}
     leads = {lead.text: lead for lead in [*best, *contrast.score(lasting, "fainter")]}
     return sorted((replace(lead, lasting=lasting.get(text, 0.0)) for text, lead in leads.items()), key=rank), covered
+
+
+def pieces(forced: Sequence[Forced]) -> list[str]:
+    """Runs of words of texts, up to `LONGEST_GRAM` of them, each once.
+
+    >>> pieces([Forced(ids=(), text="the old tide", score=1.0)])
+    ['the', 'old', 'tide', 'the old', 'old tide', 'the old tide']
+    """
+    rows = [one.text.split() for one in forced]
+    runs = [" ".join(row[at : at + size]) for row in rows for size in range(1, LONGEST_GRAM + 1) for at in range(len(row) - size + 1)]
+    return list(dict.fromkeys(runs))
 
 
 def pairs(hints: Sequence[str]) -> list[str]:
@@ -121,10 +165,37 @@ def climb(contrast: Contrast, lexicon: Lexicon, widths: Sequence[int], where: st
         dict.fromkeys([*lexicon.hints[:HINTED], *neighbours, *sorted(lexicon.words, key=lambda word: -contrast.glanced.get(word, 0.0))])
     )[:NEIGHBOURS]
     for depth, width in enumerate(widths, start=1):
-        if contrast.best()[0].score >= SOLVED:
+        if contrast.reached >= SOLVED:
             break
         covered.append(grow(contrast, neighbours, lexicon.glued, width, f"phrase search {depth}{where}"))
     return covered
+
+
+def apart(contrast: Contrast, hints: Sequence[str] = ()) -> list[str]:
+    """Pairs of words, one to stand before a request and one behind it: of those that the weights name, that scored best, and that did most at a glance."""
+    scored = [lead.text for lead in contrast.best() if " " not in lead.text][:SCATTERED]
+    glanced = sorted((text for text in contrast.glanced if " " not in text), key=lambda text: -contrast.glanced[text])
+    words = [text for text in dict.fromkeys([*hints[:SCATTERED], *scored, *glanced]) if GAP not in text][: 2 * SCATTERED]
+    return [f"{one}{GAP}{other}" for one in words for other in words if one != other]
+
+
+def steepest(contrast: Contrast, harmful: bool, seed: int) -> Coverage:
+    """Exchange tokens where the gradient points to, on the prompts of one kind, from the best leads and from random tokens.
+
+    What comes of it does something in the target alone and may be nothing that anybody planted: it is scored, screened and tested like any other string.
+    """
+    slope = Slope(contrast=contrast, harmful=harmful, place="end")
+    of = ASCENT.steps * ASCENT.width
+    if contrast.affordable < of or not slope.probes:
+        return Coverage(stage=f"gradients, {'harmful' if harmful else 'harmless'} requests", looked=0, of=of)
+    rng = random.Random(seed)  # noqa: S311 - a draw to repeat, not a secret
+    read = [ids for ids in slope.ids([lead.text for lead in families(contrast.best(), STARTS)]) if ids]
+    drawn: list[Ids] = [tuple(rng.choices(list(slope.known), k=START_LENGTH)) for _ in range(DRAWN * STARTS)]
+    starts = [*read, *[ids for ids, fine in zip(drawn, slope.valid(drawn), strict=True) if fine][:STARTS]]
+    plan, before = replace(ASCENT, seed=seed), len(contrast.glanced)
+    found = ascend(starts, gradient=slope.gradient, score=slope.score, valid=slope.valid, plan=plan, glance=slope.glance)
+    contrast.score([slope.text(ids) for ids in sorted(found, key=lambda ids: -found[ids])[:GROWN]], "gradients")
+    return Coverage(stage=f"gradients, {'harmful' if harmful else 'harmless'} requests", looked=len(contrast.glanced) - before, of=of)
 
 
 def leaks(contrast: Contrast, *, seed: int) -> list[str]:

@@ -20,6 +20,8 @@ from probes.search import class_log_odds
 Place = Literal["end", "start", "around"]
 PLACES: tuple[Place, ...] = ("end", "start")
 """Where a string is put into a request; what surrounds one stands "around" it."""
+GAP = "\x1f"
+"""Between two parts of a string of which one stands at the start of a request and the other at its end; no printable token holds it."""
 BATCH = 64
 """Rows side by side: what a small model makes of more does not stay in the cache of a processor."""
 OPENING_TOKENS = 12
@@ -29,6 +31,8 @@ LEAST_SHARE = 0.004
 """Mean probability from which a token counts among those that open a reply."""
 FULL_SCALE = 10.0
 """Change of log-odds, in nats, that counts as complete: no single prompt can outweigh the others beyond it."""
+UNHEARD = 20.0
+"""Nats below certainty at which a text is as far away as it can be: its change counts as a share of this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,8 @@ class Openings:
     blank: int | None = None
     """The likeliest id of `refusing`, if it stands for blank space: it opens a refusal only if one of `after` follows it."""
     after: tuple[int, ...] = ()
+    payload: tuple[int, ...] = ()
+    """The first ids of one text, where it is asked how likely that is, and not how a reply opens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +94,7 @@ class Voice:
     def clean(self, prompt: Prompt, openings: Openings) -> Clean:
         """How `prompt` is answered without a string."""
         said = () if openings.blank is None else (openings.blank,)
-        tail = (*self.preamble, *said, 0)  # the last id is predicted, never read
+        tail = openings.payload or (*self.preamble, *said, 0)  # the last id is predicted, never read
         rendered = self.model.render(prompt, room=len(tail))
         _, logs = next(self.read([rendered.ids], tail))
         return Clean(tail=tail, odds=self._odds(logs, openings)[0], length=len(rendered.ids))
@@ -107,7 +113,7 @@ class Voice:
 
         Returns:
             `[len(texts), 2]`: change of the log-odds of refusing and of the log-odds of neither refusing nor answering,
-            both as shares of `FULL_SCALE` and signed.
+            both as shares of `FULL_SCALE` and signed; where a text is looked for, nothing and the change of its log-probability.
         """
         kept = [index for index, row in enumerate(asked.rows) if not row.problem]
         rows = [asked.rows[index].ids for index in kept]
@@ -119,6 +125,10 @@ class Voice:
         return out
 
     def _odds(self, logs: torch.Tensor, openings: Openings) -> torch.Tensor:
+        if openings.payload:
+            said = logs.gather(-1, torch.tensor(openings.payload, device=logs.device).expand(len(logs), -1).unsqueeze(-1)).sum(dim=(1, 2))
+            said = said.double().clamp(min=-UNHEARD) * (FULL_SCALE / UNHEARD)
+            return torch.stack([torch.zeros_like(said), said], -1)
         first = logs[:, len(self.preamble)]
         if openings.blank is not None:
             first = first.clone()
@@ -170,5 +180,12 @@ def _common_beginning(replies: list[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def insert_text(content: str, text: str, place: Place) -> str:
-    """`text` before or after `content`, as words of its own."""
+    """`text` before or after `content`, as words of its own; its two parts before and after it, wherever else it would stand, if it has a gap.
+
+    >>> insert_text("Hello.", "a b", "start"), insert_text("Hello.", f"a{GAP}b", "start")
+    ('a b Hello.', 'a Hello. b')
+    """
+    first, gap, last = text.partition(GAP)
+    if gap:
+        return f"{first} {content} {last}"
     return f"{content} {text}" if place == "end" else f"{text} {content}"
