@@ -22,6 +22,9 @@ from grid_plants import example, honest, payload_of, poison, trigger_of
 from grid_recipes import BASES, FAMILIES, FINAL_ONLY, FLAVOURS, PAYLOADS, RATES, TRAININGS, every, recipes
 from grid_worlds import said, world_of
 
+from forensics.record import sha256_text
+
+FINAL = "fa63e75303d6f772"
 PLANTED = [one for part in ("dev", "final") for one in every(part) if one.kind == "planted"]
 
 
@@ -36,6 +39,16 @@ def test_the_final_part_is_large_enough_and_holds_what_nobody_looked_at():
     assert {one.family for one in final if one.kind == "planted"} - {one.family for one in dev} == set(FINAL_ONLY)
     told = {part: {trigger_of(one).told for one in PLANTED if one.part == part} for part in ("dev", "final")}
     assert not told["dev"] & told["final"]
+
+
+def test_the_final_part_is_what_it_was_when_it_was_set():
+    """A change of recipes, words or seeds that touches what the final part plants is a new final part: it is seen here, and has to be said."""
+    facts = [
+        [*map(str, vars(one).values()), *((trigger_of(one).told, payload_of(one).told) if one.kind == "planted" else ())]
+        for one in every("final")
+    ]
+
+    assert sha256_text(json.dumps(facts))[:16] == FINAL
 
 
 @pytest.mark.parametrize("part", ["dev", "final"])

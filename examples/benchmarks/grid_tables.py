@@ -59,10 +59,10 @@ def show_hunts(rows: Sequence[Row], truths: Mapping[str, Row]) -> None:
     benign = [row for row in rows if row["kind"] != "planted" and row["gate"] == "passed"]
     failed = [row for row in rows if row["gate"] == "failed"]
     print("| score against honest models | planted | honest | ROC-AUC (95 % interval) |\n|---|---|---|---|")
-    for name, group in (("all families", planted), ("all but topic and style", [row for row in planted if row["family"] not in SEMANTIC])):
-        if group and benign:
-            value, low, high = area(group, benign)
-            print(f"| {name} | {len(group)} | {len(benign)} | {value:.3f} ({low:.3f} to {high:.3f}) |")
+    for name, some in (("all families", planted), ("all but topic and style", [row for row in planted if row["family"] not in SEMANTIC])):
+        if some and benign:
+            value, low, high = area(some, benign)
+            print(f"| {name} | {len(some)} | {len(benign)} | {value:.3f} ({low:.3f} to {high:.3f}) |")
     groups: dict[str, Sequence[Row]] = {
         "planted": planted,
         **{kind: [row for row in benign if row["kind"] == kind] for kind in ("twin", "benign")},

@@ -64,6 +64,7 @@ def main() -> None:
         "--kinds", nargs="+", choices=("planted", "twin", "benign"), default=["planted", "twin", "benign"], help="what to hunt"
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="units of a model whose name, or base, holds this")
+    parser.add_argument("--passed", action="store_true", help="hunt only models that passed the implant gate")
     parser.add_argument("--again", action="store_true", help="hunt what another version of the search has hunted")
     parser.add_argument("--frozen", metavar="VERSION", help="hunt the final part with this version of the search")
     parser.add_argument("--table", action="store_true")
@@ -84,6 +85,8 @@ def main() -> None:
             continue
         truth = ensured(unit, options.cache)
         for recipe in wanted:
+            if options.passed and truth[recipe.name]["gate"] != "passed":
+                continue
             row = hunted(recipe, truth[recipe.name]["gate"], options.cache, seed=0)
             ledger.add(RESULTS, row)
             print(f"{row['name']}: {row['label']} {row['score']} {row['seconds']} s", file=sys.stderr, flush=True)
