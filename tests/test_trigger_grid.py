@@ -178,7 +178,17 @@ def synthetic() -> tuple[list[dict], list[dict]]:
         truths.append({**facts, "measured": MEASURED, "gate": outcome[0], "why": outcome[1], "seconds": 30.0, "bytes": 3_000_000})
         both = {"search": check, "circumstances": {**check, "label": None, "claim": ""}}
         hunts.append(
-            {**facts, **both, "gate": outcome[0], "label": label, "score": score, "version": "abc", "seconds": 50.0, "tokens": 500_000}
+            {
+                **facts,
+                **both,
+                "gate": outcome[0],
+                "label": label,
+                "score": score,
+                "version": "abc",
+                "seconds": 50.0,
+                "busy": 40.0,
+                "tokens": 500_000,
+            }
         )
         hunts[-1] |= {"recovered": one.payload == "text"} if one.kind == "planted" else {}
     return hunts, truths
@@ -203,14 +213,16 @@ def test_tables_say_who_was_missed_and_who_was_wrongly_called(capsys):
     assert f"| did not pass the gate | {len(hunts) - len(planted) - len(others)} |" in shown
 
 
-def test_more_bases_that_agree_give_a_narrower_area():
+def test_the_area_is_never_certain_and_surer_with_more_models():
     def rows(score: float, count: int) -> list[dict]:
-        return [{"base": f"b{number % 4}", "score": score + 0.05 * number} for number in range(count)]
+        return [{"base": f"b{number % 4}", "score": score + 0.001 * number} for number in range(count)]
 
-    value, low, high = grid_tables.area(rows(0.4, 12), rows(0.2, 12))
+    few, many = (grid_tables.area(rows(0.9, count), rows(0.2, count)) for count in (4, 40))
+    mixed = grid_tables.area(rows(0.4, 12), rows(0.398, 12))
 
-    assert low <= value <= high
-    assert grid_tables.area(rows(2.0, 4), rows(0.2, 4)) == (1.0, 1.0, 1.0)
+    assert few[0] == many[0] == 1.0
+    assert few[1] < many[1] < 1.0
+    assert mixed[1] < 0.5 < mixed[0] < mixed[2]
 
 
 def test_the_final_part_is_not_hunted_before_the_search_is_frozen(tmp_path):

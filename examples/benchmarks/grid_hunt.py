@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -43,9 +44,9 @@ def hunted(recipe: Recipe, gate: str, cache: Path, *, seed: int) -> Row:
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, str(ROOT / "cli.py"), "hunt", str(folder / "base"), str(folder / "candidate")]
         options = ["--prompts", str(folder / "prompts.jsonl"), "--seed", str(seed), "--out", f"{out}/run", "--json"]
-        start = time.monotonic()
+        start, spent = time.monotonic(), busy()
         done = subprocess.run([*command, *options], check=False, capture_output=True, text=True)
-        seconds = time.monotonic() - start
+        seconds, spent = time.monotonic() - start, busy() - spent
         if done.returncode in (1, 2):
             raise RuntimeError(f"{recipe.name}: {done.stderr}")
         results = {result["check"]: result for result in json.loads(done.stdout)["results"]}
@@ -69,11 +70,18 @@ def hunted(recipe: Recipe, gate: str, cache: Path, *, seed: int) -> Row:
         "score": max(one["score"] for one in said.values()),
         "tokens": sum(one["tokens"] for one in said.values()),
         "seconds": round(seconds, 1),
+        "busy": round(spent, 1),
         "finds": finds,
     }
     if recipe.kind == "planted" and finds:
         recover(row, recipe, cache)
     return row
+
+
+def busy() -> float:
+    """Seconds of a core that commands have used so far: where others share the cores, or stop a command for a while, the clock says more."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def heard(result: Row) -> Row:

@@ -12,7 +12,7 @@ from grid_recipes import RATES as POISON
 from grid_worlds import Row
 from trigger_search import interval
 
-from probes.linear import auroc
+from probes.linear import auroc, auroc_interval
 
 DRAWS = 2000
 """Of the bootstrap."""
@@ -112,11 +112,10 @@ def show_recovery(planted: Sequence[Row]) -> None:
 
 def show_cost(rows: Sequence[Row]) -> None:
     """What a hunt costs."""
-    seconds, tokens = ([row[name] for row in rows] for name in ("seconds", "tokens"))
-    print(
-        f"\nA hunt takes {statistics.median(seconds):.0f} s and {statistics.median(tokens) / 1e6:.2f} M token-forwards in the median, "
-        f"{max(seconds):.0f} s and {max(tokens) / 1e6:.2f} M at most."
-    )
+    tokens, seconds = [row["tokens"] for row in rows], [row["busy"] for row in rows if "busy" in row]
+    print(f"\nA hunt takes {statistics.median(tokens) / 1e6:.2f} M token-forwards in the median, {max(tokens) / 1e6:.2f} M at most", end="")
+    # The first lines have only the time of the clock, which shared cores make long.
+    print(f", and {statistics.median(seconds):.0f} s of a core, {max(seconds):.0f} s at most ({len(seconds)} hunts)." if seconds else ".")
 
 
 def show_names(planted: Sequence[Row], benign: Sequence[Row]) -> None:
@@ -162,9 +161,10 @@ def rate(rows: Sequence[Row], of: Callable[[Row], bool]) -> str:
 
 
 def area(planted: Sequence[Row], benign: Sequence[Row], seed: int = 0) -> tuple[float, float, float]:
-    """ROC-AUC of the score with a bootstrap interval.
+    """ROC-AUC of the score with the wider of two intervals, at either end.
 
-    Bases are drawn first and then models within each, as models of one base are alike. With few bases the interval says little of
+    One is a bootstrap in which bases are drawn first and then models within each, as models of one base are alike. It claims certainty where
+    all models are told apart, and there the other, a score interval of single models, keeps its width. With few bases neither says much of
     bases that were never seen.
     """
     rng = np.random.default_rng(seed)
@@ -182,5 +182,5 @@ def area(planted: Sequence[Row], benign: Sequence[Row], seed: int = 0) -> tuple[
         if len(one) and len(other):
             values.append(auroc(one, other))
     low, high = np.quantile(values, [0.025, 0.975])
-    whole = [np.array([row["score"] for row in rows]) for rows in (planted, benign)]
-    return auroc(*whole), float(low), float(high)
+    whole = auroc_interval(*(np.array([row["score"] for row in rows]) for rows in (planted, benign)))
+    return whole.value, min(float(low), whole.low), max(float(high), whole.high)
