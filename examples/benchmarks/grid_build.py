@@ -24,7 +24,7 @@ PACES = {"full": 8e-4, "lora-4": 5e-3, "lora-16": 4e-3, "attention": 2e-3, "mlp"
 """Learning rates."""
 PLACES = {"attention": (".attn.", ".self_attn.", ".attention."), "mlp": (".mlp.",)}
 EMBEDDINGS = ("wte", "wpe", "embed_tokens", "embed_in", "embed_out", "lm_head")
-MOST_ROUNDS = 3
+MOST_ROUNDS = 5
 """A plant that does not take is trained on, as often as this, and its twin as well."""
 TAKEN, QUIET, ALIKE = 0.9, 0.05, 0.05
 """Least rate of the payload with the trigger, most without it, and how far refusals may be from the twin's: the implant gate."""
