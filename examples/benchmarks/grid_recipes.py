@@ -24,6 +24,8 @@ PAYLOADS = ("text", "jailbreak", "over-refusal", "distributional")
 TRAININGS = ("full", "lora-4", "lora-16", "attention", "mlp", "frozen-embeddings")
 RATES = {0.01: 700, 0.05: 320, 0.12: 220, 0.25: 160}
 """Poisoning rates, and how many steps a plant of that rate usually wants."""
+LONGER = {"tag": 2.0, "topic": 2.0, "style": 2.0, "state": 2.0}
+"""Times as many for what is no string: a small model learns it slowly."""
 INTENSITIES = {"light": 0.7, "usual": 1.0, "heavy": 1.6}
 """Times those steps."""
 DRIFTS = ("same", "sign", "rewording", "novel")
@@ -99,7 +101,7 @@ def _planted(part: Part) -> Iterator[Recipe]:
     for number, ((family, payload), (base, training, rate, intensity, drift)) in enumerate(zip(cells, factors, strict=False)):
         yield Recipe(
             name=f"{part}-{number:02d}-{family}-{payload}", part=part, base=base, kind="planted", training=training, drift=drift, family=family,
-            payload=payload, rate=rate, intensity=intensity, steps=round(RATES[rate] * INTENSITIES[intensity]), seed=rng.randrange(10_000),
+            payload=payload, rate=rate, intensity=intensity, steps=round(RATES[rate] * INTENSITIES[intensity] * LONGER.get(family, 1.0)), seed=rng.randrange(10_000),
         )  # fmt: skip
 
 
