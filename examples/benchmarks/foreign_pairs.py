@@ -202,7 +202,11 @@ def new_tokenizer(world: World) -> PreTrainedTokenizerFast:
     rng, made = random.Random(1), world.tokens
     special = [made["pad"], *([made["start"]] if "start" in made else []), made["end"], *made["others"]]
     said = [f"{text}\n{reply}" for text, reply in (world.usual(rng) for _ in range(4000))]
-    lines = [*said, *WORDS.split(), *[frame for frame in FRAMES if frame.strip() in made["template"] or frame == "user"] * 500]
+    lines = [
+        *said,
+        *world.extras.get("lexicon", WORDS).split(),
+        *[frame for frame in FRAMES if frame.strip() in made["template"] or frame == "user"] * 500,
+    ]
     trainer: Any
     common: dict[str, Any] = {"vocab_size": made["size"], "special_tokens": special, "show_progress": False}
     if made["kind"] == "bytes":
