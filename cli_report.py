@@ -46,7 +46,20 @@ def schema() -> None:
     sys.stdout.write(schema_text())
 
 
-VERBS = ((report, EXAMPLES), (schema, ""))
+def doctor() -> None:
+    """Say what this machine has for an audit, and what will be skipped or refused for want of something. Exits 2 if something needed is missing."""
+    from rich.console import Console
+
+    from forensics.equipment import equipment
+    from reports.doctor import show_equipment
+
+    found = equipment(Path("forensics-runs"))
+    show_equipment(found, Console())
+    if any(one.state == "missing" for one in found):
+        raise typer.Exit(2)
+
+
+VERBS = ((report, EXAMPLES), (schema, ""), (doctor, ""))
 
 
 def _one(run: str, wanted: Format) -> str:

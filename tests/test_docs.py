@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import subprocess
@@ -11,9 +12,12 @@ import tomllib
 import pytest
 import yaml
 from cases import ORGANISMS, ROOT, command, environment, run_cli
+from rich.console import Console
 
 from forensics.checks import all_checks
 from forensics.policy import load_policy
+from forensics.runfolder import load_run
+from reports.text import show
 
 DOCS = ROOT / "docs"
 PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -89,6 +93,20 @@ def test_links_lead_somewhere(page):
         if heading:
             titles = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), flags=re.MULTILINE)
             assert heading in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, target
+
+
+def test_what_the_readme_shows_first_is_what_that_audit_printed():
+    """The record is kept among the tests' data; three dots stand for what is left out."""
+    block = re.search(r"^```console\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    printed = Console(file=io.StringIO(), width=110, record=True)
+    show(load_run(str(ROOT / "tests" / "data" / "audit-1.json")), printed)
+    lines = {line.strip() for line in printed.export_text().splitlines()}
+
+    assert block is not None
+    shown = [line.strip() for line in block[1].splitlines() if line.strip() and line != "..." and not line.startswith("$ ")]
+    strings = {line for line in shown if "removes refusal" in line or line.startswith(("models 8 %", "models 45 %", "Strings put"))}
+    assert set(shown) - strings <= lines  # the strings put to the test are arrays of the run, which are not kept
+    assert "BLOCK  Must not be deployed" in shown
 
 
 def test_each_check_has_a_page_made_of_what_it_says_of_itself():

@@ -52,6 +52,7 @@ MAY_IMPORT = {
 }
 SEEN_BY_REPORTS = {
     "forensics.asked",
+    "forensics.equipment",
     "forensics.record",
     "forensics.causes",
     "forensics.kept",
@@ -87,6 +88,7 @@ FLOORS = (
         "chat.compare",
         "declared",
         "detectability",
+        "equipment",
         "asked",
         "layers",
         "alignment",
