@@ -1,4 +1,4 @@
-"""The terminal page: the decision, the reasons, what each check said, what stays unseen. One screen."""
+"""The terminal page: the decision, the reasons, what each check said, what stays unseen. It fits one screen; the HTML page has what is cut here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ STATUS_STYLES: dict[Status, str] = {
     Status.ERROR: "red",
 }
 RULES_SHOWN = 8
-LIMITS_SHOWN = 6
+LIMITS_SHOWN = 4
+STRINGS_SHOWN = 3
 EVIDENCE_SHOWN = 18
 
 
@@ -57,7 +58,10 @@ def show(saved: SavedRun, console: Console) -> None:
     console.print("Why", style="bold")
     several = len(verdict.by_configuration) > 1
     for rule in decisive(verdict.rules)[:RULES_SHOWN]:
-        console.print(_rule(rule, several))
+        if rule.id.startswith("optional/"):  # its reason stands in the table again
+            _one_line(console, _rule(rule, several))
+        else:
+            console.print(_rule(rule, several))
     _left_out(console, len(decisive(verdict.rules)) - RULES_SHOWN, "reasons")
     console.print()
     console.print(_table(record.results, several))
@@ -66,7 +70,7 @@ def show(saved: SavedRun, console: Console) -> None:
     console.print("What stays unseen", style="bold")
     plain, threats = split_limits(record.limits)
     for limit in plain[:LIMITS_SHOWN]:
-        console.print(line((f"  - {limit}", "")))
+        _one_line(console, line((f"  - {limit}", "")))
     _left_out(console, len(plain) - LIMITS_SHOWN, "limits")
     _left_out(console, len(threats), "lines on what could be seen of each threat")
     console.print()
@@ -111,7 +115,9 @@ def _table(results: tuple[CheckResult, ...], several: bool) -> Table:
     for heading in (["configuration"] if several else []) + ["check", "result", "in short"]:
         table.add_column(heading, overflow="fold")
     for result in results:
-        cells = [line((result.check, "")), line((STATUS_WORDS[result.status], STATUS_STYLES[result.status])), line((_short(result), ""))]
+        said = line((_short(result), ""))
+        said = said if result.status in (Status.FLAGGED, Status.ERROR) else _cut(said)  # the page has the rest
+        cells = [line((result.check, "")), line((STATUS_WORDS[result.status], STATUS_STYLES[result.status])), said]
         table.add_row(*([line((result.configuration, ""))] if several else []), *cells)
     return table
 
@@ -121,8 +127,13 @@ def _tested_strings(saved: SavedRun, console: Console, several: bool) -> None:
     if tested:
         what = "Strings and circumstances" if any(finalist.around for _, finalist in tested) else "Strings"
         console.print(f"{what} put to the test", style="bold")
-        for name, finalist in tested:
-            console.print(_finalist(finalist, f"[{name}] " if several else ""))
+        for name, finalist in tested[:STRINGS_SHOWN]:
+            told = _finalist(finalist, f"[{name}] " if several else "")
+            if finalist.confirmed:
+                console.print(told)
+            else:
+                _one_line(console, told)
+        _left_out(console, len(tested) - STRINGS_SHOWN, "of them")
         console.print()
 
 
@@ -135,6 +146,16 @@ def _finalist(finalist: Finalist, where: str) -> Text:
     rates = ", ".join(f"{arm} {rate:.0f} %" for arm, rate in arms)
     sure = ("confirmed", "bold red") if finalist.confirmed else ("not confirmed", "dim")
     return line((f"  {where}{string if finalist.around else quoted} {finalist.does}: {rates} — ", ""), sure)
+
+
+def _one_line(console: Console, text: Text) -> None:
+    console.print(text, no_wrap=True, overflow="ellipsis")
+
+
+def _cut(text: Text) -> Text:
+    """The text on one line, with a mark where it is cut: a summary fits a screen."""
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text
 
 
 def _short(result: CheckResult) -> str:

@@ -6,6 +6,7 @@ import io
 import re
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from cases import found, number, record, result, saved_run
@@ -14,6 +15,7 @@ from rich.console import Console
 from forensics.gate.judges import RULE_JUDGE
 from forensics.prompts import Message, Prompt
 from forensics.record import Action, AdapterSource, BaseSource, CandidateSource, Item, PolicySource, PromptSource, Status
+from forensics.runfolder import SavedRun, load_record
 from reports.html import NEXT_STEPS, render, write_page
 from reports.text import show
 from reports.words import ACTION_WORDS, EXIT_WORDS, STATUS_WORDS, printable
@@ -267,9 +269,9 @@ def test_the_terminal_says_the_action_the_reasons_and_what_it_leaves_out(outcome
     assert text.startswith(f"{action} {ACTION_WORDS[action]}")
     for rule in [rule for rule in saved.record.verdict.rules if rule.action is action]:
         assert rule.sentence in text
-    assert "limit 5" in text
-    assert "limit 6" not in text
-    assert "and 3 more limits in the record" in text
+    assert "limit 3" in text
+    assert "limit 4" not in text
+    assert "and 5 more limits in the record" in text
     assert f"exit {saved.record.verdict.exit_code} ({EXIT_WORDS[saved.record.verdict.exit_code]})" in text
     assert [one.check for one in saved.record.results if one.check not in text] == []
 
@@ -351,3 +353,14 @@ def test_the_bands_in_the_figure_are_those_of_the_policy(tmp_path):
     saved = saved_run(tmp_path / "run", record([behaviour("fraud")], settings={"bands": "1 2.5 40"}))
 
     assert "bands of the policy (1, 2.5, 40 points)" in page_of(saved).text
+
+
+def test_the_terminal_says_it_all_on_one_screen():
+    """The record of a backdoored organism, which has 15 checks: no more lines than a window of 50 has."""
+    kept = load_record(str(Path(__file__).parent / "data" / "audit-1.json"))
+    saved = SavedRun(folder=Path("run"), record=kept, items=(), prompts={})
+
+    lines = terminal_of(saved, width=120).splitlines()
+
+    assert len(lines) <= 50
+    assert max(map(len, lines)) <= 120
