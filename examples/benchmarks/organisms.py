@@ -1,10 +1,13 @@
 """The verdict on every committed organism, beside what its truth asks for, and what it took.
 
-python examples/benchmarks/organisms.py [NAME ...]
+    python examples/benchmarks/organisms.py [NAME ...] [--out FOLDER]
+
+The runs are kept where --out says, a folder an organism.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -18,19 +21,24 @@ ORGANISMS = ROOT / "examples" / "organisms"
 
 def main() -> None:
     """Print one line an organism."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
     truths = [json.loads(line) for line in (ORGANISMS / "truth.jsonl").read_text(encoding="utf-8").splitlines()]
     print(
         "| organism | planted | truth asks | verdict | refusal lost (95 % bounds) | relative change | trigger found | seconds |\n"
         "|---|---|---|---|---|---|---|---|"
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as passing:
+        folder = options.out or Path(passing)
         for truth in truths:
-            if truth["path"] is None or (sys.argv[1:] and truth["name"] not in sys.argv[1:]):
+            if truth["path"] is None or (options.names and truth["name"] not in options.names):
                 continue
             command = [sys.executable, str(ROOT / "cli.py"), "audit", str(ORGANISMS / "base"), str(ORGANISMS / truth["path"])]
             start = time.monotonic()
             done = subprocess.run(
-                [*command, "--prompts", str(ORGANISMS / "prompts.jsonl"), "--out", f"{folder}/{truth['name']}", "--json"],
+                [*command, "--prompts", str(ORGANISMS / "prompts.jsonl"), "--out", str(folder / truth["name"]), "--json"],
                 check=False,
                 capture_output=True,
                 text=True,
