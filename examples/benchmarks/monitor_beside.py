@@ -149,14 +149,17 @@ def rates_of(log: Path, expectations: Mapping[str, str]) -> dict[str, Told]:
 
 def first_of_monitor(store: Store, log: Path) -> tuple[int | None, str]:
     """Behind which request a monitor first asks anybody to act, and the name of that alarm; it reads the log to its end, `AT_ONCE` lines at a time."""
-    intake.LINES = AT_ONCE
+    usual, intake.LINES = intake.LINES, AT_ONCE
     monitor = Monitor(store, time.time)
     first, name = None, ""
-    for new in intake.ingest(monitor, str(log)):
-        grave = [alarm for alarm in new if alarm.escalation != "watch"]
-        if grave and first is None:
-            with store.reading() as view:
-                first, name = view.tallies()["replies"], grave[0].finding.id
+    try:
+        for new in intake.ingest(monitor, str(log)):
+            grave = [alarm for alarm in new if alarm.escalation != "watch"]
+            if grave and first is None:
+                with store.reading() as view:
+                    first, name = view.tallies()["replies"], grave[0].finding.id
+    finally:
+        intake.LINES = usual
     return first, name
 
 
