@@ -102,10 +102,11 @@ class Hunt:
         self._touched |= met
         if not flipped:
             return []
-        for key in set(keys) - met:
-            self.found += 1
-            suspects[key] = Suspect(order=self.found)
-            self._touched.add(key)
+        for key in dict.fromkeys(keys):  # in the order given: words before the pairs that hold them, whatever their keys are
+            if key not in met:
+                self.found += 1
+                suspects[key] = Suspect(order=self.found)
+                self._touched.add(key)
         return [key for key in met if self.alarms(key)] if usual < MOST_USUAL else []
 
     def alarms(self, key: int) -> bool:

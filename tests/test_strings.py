@@ -119,3 +119,12 @@ def test_when_all_behaviour_changes_at_once_no_string_is_to_blame(seed):
     hunt = Hunt(bound=0.02, alpha=0.05)
 
     assert blamed(hunt, texts(generator, 3000), generator.random(3000) < np.where(np.arange(3000) < 2000, 0.01, 0.7)) == set()
+
+
+def test_strings_are_priced_in_the_order_given_whatever_their_keys_are():
+    """Words come before the pairs that hold them, so that the cheaper of two that act alike is named."""
+    hunt = Hunt(bound=0.01, alpha=0.05)
+
+    hunt.look([97, 13, 5], True)
+
+    assert [hunt.suspects[key].order for key in (97, 13, 5)] == [1, 2, 3]
