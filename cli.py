@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
 import cli_canary
 import cli_gate
@@ -159,7 +158,7 @@ def probe(
         else:
             from reports.probes import show
 
-            show(outcome, Console())
+            show(outcome, opt.console())
 
 
 @app.command(epilog="**Example:**  `forensics hunt ./llama-base ./llama-tuned --prompts prompts.jsonl`\n\n" + EXIT_CODES)
@@ -220,7 +219,7 @@ def _part(
         else:
             from reports.text import show_results
 
-            show_results(saved, Console())
+            show_results(saved, opt.console())
     raise typer.Exit(0 if looked else 3)
 
 
@@ -246,7 +245,7 @@ def investigate(
         elif not quiet:
             from reports.causes import show_causes
 
-            show_causes(found, saved, Console())
+            show_causes(found, saved, opt.console())
 
 
 @app.command()
@@ -256,7 +255,7 @@ def checks() -> None:
         from forensics.checks import all_checks
         from reports.text import show_checks
 
-        show_checks(all_checks(), Console())
+        show_checks(all_checks(), opt.console())
 
 
 @app.command()

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from cli_monitor import AsJson, Target, days, leave_with
+from cli_options import console
 
 SHOWN = 20
 """Prompts that are listed by id."""
@@ -66,7 +66,7 @@ def canary(
     if json:
         sys.stdout.write(told.model_dump_json(indent=1) + "\n")
     else:
-        show_canary(told, Console())
+        show_canary(told, console())
     leave_with(told.exit_code, json=json)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+
+from cli_options import console
 
 if TYPE_CHECKING:
     from forensics.monitor.overview import Overview
@@ -121,7 +122,7 @@ def status(store: Target, json: AsJson = False) -> None:
     if json:
         sys.stdout.write(found.model_dump_json(indent=1, by_alias=True) + "\n")
     else:
-        show_overview(found, Console())
+        show_overview(found, console())
     _leave(found, json=json)
 
 
@@ -134,7 +135,7 @@ def alarms(store: Target, json: AsJson = False) -> None:
         for alarm in found.alarms:
             sys.stdout.write(alarm.model_dump_json() + "\n")
     else:
-        show_alarms(found.alarms, Console())
+        show_alarms(found.alarms, console())
     _leave(found, json=json)
 
 
@@ -174,7 +175,7 @@ def merge(
     if json:
         sys.stdout.write(found.model_dump_json(indent=1, by_alias=True) + "\n")
     else:
-        show_overview(found, Console())
+        show_overview(found, console())
     _leave(found, json=json)
 
 

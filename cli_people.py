@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 import cli_options as opt
 
@@ -37,8 +36,8 @@ def suites(
 
         bring(chosen, fetch, mirror=mirror or ORIGIN, tell=lambda one: typer.echo(f"{one.suite}: {one.file}: {one.state}"))
         return
-    show_own(own_suite(), Console())
-    show_suites(chosen, Console())
+    show_own(own_suite(), opt.console())
+    show_suites(chosen, opt.console())
 
 
 def power(
@@ -54,7 +53,7 @@ def power(
     from forensics.policy import load_policy
     from reports.planning import show_plan
 
-    show_plan(plan(prompts, flips, load_policy(policy, profile or ())), Console())
+    show_plan(plan(prompts, flips, load_policy(policy, profile or ())), opt.console())
 
 
 def profiles() -> None:
@@ -94,7 +93,7 @@ def judges() -> None:
     from forensics.gate.formats import all_formats
     from reports.planning import show_formats
 
-    show_formats(all_formats().values(), Console())
+    show_formats(all_formats().values(), opt.console())
 
 
 def judge(

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
-from rich.console import Console
+
+from cli_options import console
 
 if TYPE_CHECKING:
     from forensics.audit import Outcome, Request
@@ -84,7 +85,7 @@ def show_run(saved: SavedRun, *, json: bool, quiet: bool) -> None:
     elif not quiet:
         from reports.text import show
 
-        show(saved, Console())
+        show(saved, console())
 
 
 @contextmanager
