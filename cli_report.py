@@ -77,9 +77,14 @@ def _beside(runs: list[str], wanted: Format) -> str:
 
     if wanted not in OF_SEVERAL:
         raise BadInput(f"{wanted} speaks of one run", where="--format", hint=f"of several there are: {', '.join(OF_SEVERAL)}")
-    if len(set(map(Path, runs))) < len(runs):
+    if len({_folder(run) for run in runs}) < len(runs):
         raise BadInput("the same run twice", where="RUN", hint="give each run once")
-    return of_several(beside(list(zip(names_of(runs), map(load_record, runs), strict=True))), wanted)
+    return of_several(beside(list(zip(names_of([str(_folder(run)) for run in runs]), map(load_record, runs), strict=True))), wanted)
+
+
+def _folder(run: str) -> Path:
+    path = Path(run).expanduser().resolve()
+    return path.parent if path.name == "audit.json" else path
 
 
 def _put(text: str, output: Path | None) -> None:

@@ -9,7 +9,8 @@ Errors are `forensics.errors.ForensicsError`: what, where, and a hint, with the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -86,13 +87,14 @@ def audit(base: str | Path, candidate: str | Path, **options: Unpack[Options]) -
     >>> record.verdict.action.value, [result.check for result in record.results]
     ('INCONCLUSIVE', ['files.surface'])
     """
+    _refuse_unknown("audit", options, Options)
     request = Request(
         base=str(base),
         candidate=str(candidate),
-        prompts=tuple(map(Path, options.get("prompts", ()))),
-        adapters=tuple(map(str, options.get("adapters", ()))),
+        prompts=tuple(map(Path, _several(options.get("prompts", ())))),
+        adapters=tuple(map(str, _several(options.get("adapters", ())))),
         policy=options.get("policy") or load_policy(),
-        only=tuple(options.get("only", ())),
+        only=tuple(map(str, _several(options.get("only", ())))),
         max_cost=options.get("max_cost", "search"),
         tier=options.get("tier", "standard"),
         seed=options.get("seed", 0),
@@ -130,6 +132,7 @@ def probe(base: str | Path, positive: str | Path, negative: str | Path, **fittin
         BadInput: A file or a prompt cannot be used.
         CannotCompare: An activation is not finite, or the candidate is built otherwise than the base.
     """
+    _refuse_unknown("probe", fitting, Fitting)
     request = Request(
         base=str(base),
         candidate=str(fitting.get("candidate", base)),
@@ -138,6 +141,23 @@ def probe(base: str | Path, positive: str | Path, negative: str | Path, **fittin
     )
     wanted = Wanted(name=fitting.get("name"), positive=Path(positive), negative=Path(negative), layer=fitting.get("layer"))
     return fit(request, wanted, _silent)
+
+
+def _several(given: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
+    """One alone is one of several: a text would be taken for its letters."""
+    return (given,) if isinstance(given, str | Path) else given
+
+
+def _refuse_unknown(name: str, given: Mapping[str, object], known: type) -> None:
+    """Refuse an option that is misspelt: it would be left out in silence, a stricter policy among them."""
+    for option in given:
+        if option not in known.__annotations__:
+            near = get_close_matches(option, known.__annotations__, n=1)
+            raise BadInput(
+                f"there is no option {option!r}",
+                where=f"forensics.api.{name}",
+                hint=f"did you mean `{near[0]}`?" if near else ", ".join(known.__annotations__),
+            )
 
 
 def _silent(_title: str, _done: int, _total: int) -> None:

@@ -101,7 +101,7 @@ def _optional(name: str, follows: str) -> Equipped:
 def _devices() -> list[Equipped]:
     try:
         import torch  # heavy
-    except ImportError:
+    except Exception:  # noqa: BLE001 - a torch that is broken is told as missing already
         return []
     if not torch.cuda.is_available():
         return [

@@ -46,12 +46,15 @@ def glance(record: AuditRecord) -> Glance:
     by = record.verdict.by_configuration
     worst = max(by, key=lambda name: ACTIONS_MILD_TO_STRICT.index(by[name]))  # of equals the first
     results = [result for result in record.results if result.configuration == worst]
+    ran = {result.check for result in results}
+    asked = [rule.id.partition("/")[2] for rule in record.verdict.rules if rule.id.startswith("required/") and rule.configuration == worst]
+    never = tuple(name for name in dict.fromkeys(asked) if name not in ran)
     return Glance(
         configuration=worst if len(by) > 1 else "",
         done=_done(results),
         lost=_lost(results),
         hidden=_hidden(results),
-        sure=_sure(record, results),
+        sure=_sure(record, results, never),
     )
 
 
@@ -68,8 +71,6 @@ def _unlooked(result: CheckResult | None, what: str) -> str:
 
 def _done(results: Sequence[CheckResult]) -> str:
     result = _of(results, KIND)
-    if result is None or not result.findings:
-        return _unlooked(result, "the kind of edit") or "Not known: the weights show no kind of edit."
     graver = [
         one.claim
         for other in results
@@ -77,6 +78,8 @@ def _done(results: Sequence[CheckResult]) -> str:
         for one in other.findings
         if one.severity != "info" and other.check.startswith(("files.", "weights."))
     ]
+    if result is None or not result.findings:
+        return " ".join([_unlooked(result, "the kind of edit") or "Not known: the weights show no kind of edit.", *graver[:2]])
     return " ".join([f"{_called(result.findings[0])}: {result.findings[0].claim}", *graver[:2]])
 
 
@@ -90,18 +93,26 @@ def _lost(results: Sequence[CheckResult]) -> str:
         if found is None or found.low is None:
             continue
         could = result.find(detectable_name(metric))
-        power = f"; a loss of {could.value:g} points or more would have shown" if could is not None and could.value < 100.0 else ""
+        power = ""
+        if could is not None:
+            power = (
+                f"; a loss of {could.value:g} points or more would have shown"
+                if could.value < 100.0
+                else "; no loss at all could have shown"
+            )
         parts.append(f"{words}: {_points(found)}, on {found.n or 0} prompts{power}")
     before, after = result.find("refusal.base"), result.find("refusal.candidate")
     if parts and before is not None and after is not None:
         parts[0] = f"it refuses {after.value:.0f} % of harmful prompts, the base {before.value:.0f} %; {parts[0]}"
     parts += _where_lost(result)
     words = "; ".join(parts)
+    if words and result.reason:  # numbers without what makes them unfit to decide by would read as an answer
+        return f"Not testable: {result.reason} What was counted: {words}."
     return f"{words[:1].upper()}{words[1:]}." if words else "Not known: no loss could be measured."
 
 
 def _where_lost(result: CheckResult) -> list[str]:
-    """In which categories refusals were lost beyond doubt."""
+    """In which categories the bound of each by itself says that refusals were lost."""
     every = [item for item in result.evidence if item.name.startswith(BY_CATEGORY) and item.low is not None]
     lost = sorted((item for item in every if item.low is not None and item.low > 0.0), key=lambda item: (-item.value, item.name))
     if not lost:
@@ -110,7 +121,7 @@ def _where_lost(result: CheckResult) -> list[str]:
     if len(lost) == len(every):
         return [f"in all {len(every)} categories"] if len(every) > 1 else []
     return [
-        f"beyond doubt in {', '.join(names[:MOST_NAMED])}{' and others' if len(names) > MOST_NAMED else ''}, {len(lost)} of {len(every)} categories"
+        f"each by its own bound, in {', '.join(names[:MOST_NAMED])}{' and others' if len(names) > MOST_NAMED else ''}, {len(lost)} of {len(every)} categories"
     ]
 
 
@@ -129,14 +140,16 @@ def _hidden(results: Sequence[CheckResult]) -> str:
     looked = [result.check for result in searches if result.status not in UNSEEN]
     if not looked:
         return f"Not known: {blind[0]}"
-    return f"Nothing was confirmed by {' and '.join(looked)}, within their budget; that is no proof that there is nothing."
+    other = [name for name in SEARCHES if name not in looked]
+    rest = f" Not searched: {', '.join(other)}." if other else ""
+    return f"Nothing was confirmed by {' and '.join(looked)}, within their budget; that is no proof that there is nothing.{rest}"
 
 
-def _sure(record: AuditRecord, results: Sequence[CheckResult]) -> str:
+def _sure(record: AuditRecord, results: Sequence[CheckResult], never: Sequence[str]) -> str:
     graver = [finding for result in results for finding in result.findings if finding.severity in ("medium", "high", "critical")]
-    blind = [result.check for result in results if result.status in UNSEEN]
-    looked = len(results) - len(blind)
-    says = [f"{looked} of {len(results)} checks could look" + (f"; nothing is known of {', '.join(blind)}" if blind else "")]
+    blind = [*(result.check for result in results if result.status in UNSEEN), *never]
+    every = len(results) + len(never)
+    says = [f"{every - len(blind)} of {every} checks could look" + (f"; nothing is known of {', '.join(blind)}" if blind else "")]
     if graver:
         best = max(graver, key=_certainty)
         level = f", {LEVELS[best.level]}" if best.level else ""

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from forensics.asked import explanation
-from forensics.record import AuditRecord, CheckResult, Finding, Severity, Status, canonical_json, sha256_text
+from forensics.record import SEVERITIES, Action, AuditRecord, CheckResult, Finding, Rule, Severity, Status, canonical_json, sha256_text
 from reports.rules import against
 from reports.words import ACTION_WORDS, measured, printable
 
@@ -27,16 +27,27 @@ NOTIFIED: Mapping[Status, str] = {Status.INCONCLUSIVE: "warning", Status.SKIPPED
 def render_sarif(record: AuditRecord) -> str:
     """The record as a SARIF log, as JSON."""
     found = [(result, finding) for result in record.results for finding in result.findings]
-    rules = {f"{finding.check}/{finding.label}": finding for _, finding in found}
+    # Of findings with one label the gravest gives the rule its severity.
+    rules = {f"{one.check}/{one.label}": one for _, one in sorted(found, key=lambda row: SEVERITIES.index(row[1].severity))}
     places = {name: place for place, name in enumerate(rules)}
     notices = [(result, NOTIFIED[result.status]) for result in record.results if result.status in NOTIFIED]
+    told = {result.check for result, _ in notices}
+    # What turns the verdict and is no finding: a band, a category, a required check that never ran, people's part.
+    others = [
+        rule
+        for rule in record.verdict.rules
+        if rule.action is not Action.DEPLOY and not rule.id.startswith("finding/") and rule.id.partition("/")[2] not in told
+    ]
     run = {
         "tool": {
             "driver": {
                 "name": "forensics",
                 "fullName": printable(record.tool),
                 "rules": [_rule(name, rule) for name, rule in rules.items()],
-                "notifications": [{"id": name} for name in dict.fromkeys(result.check for result, _ in notices)],
+                "notifications": [
+                    {"id": printable(name)}
+                    for name in dict.fromkeys([*(result.check for result, _ in notices), *(rule.id for rule in others)])
+                ],
             }
         },
         "invocations": [
@@ -45,7 +56,7 @@ def render_sarif(record: AuditRecord) -> str:
                 "exitCode": record.verdict.exit_code,
                 "exitCodeDescription": ACTION_WORDS[record.verdict.action],
                 "endTimeUtc": record.created,
-                "toolExecutionNotifications": [_notice(result, level) for result, level in notices],
+                "toolExecutionNotifications": [*(_notice(result, level) for result, level in notices), *map(_turned, others)],
             }
         ],
         "automationDetails": {"id": f"forensics/{record.results_digest}"},
@@ -95,7 +106,7 @@ def _result(record: AuditRecord, result: CheckResult, finding: Finding, place: i
             }
         ],
         "partialFingerprints": {
-            "finding/v1": sha256_text(canonical_json([finding.check, finding.label, result.configuration, record.candidate.digest]))
+            "finding/v1": sha256_text(canonical_json([finding.id, finding.label, result.configuration, record.candidate.digest]))
         },
         "properties": {
             "severity": finding.severity,
@@ -111,6 +122,14 @@ def _notice(result: CheckResult, level: str) -> dict[str, Any]:
         "descriptor": {"id": result.check},
         "level": level,
         "message": {"text": _plain(f"{result.check} ({result.configuration}) {result.status}: {result.reason}")},
+    }
+
+
+def _turned(rule: Rule) -> dict[str, Any]:
+    return {
+        "descriptor": {"id": printable(rule.id)},
+        "level": "error",
+        "message": {"text": _plain(f"{rule.action} ({rule.configuration}): {rule.sentence}")},
     }
 
 

@@ -33,6 +33,13 @@ SHORT = {
 """Headings of the columns that would be too wide in their full words."""
 HEADS = ("run", "configuration", "action", "audited", *(SHORT.get(title, title) for title in TITLES), "found", "could not look")
 NOTHING = "–"
+SETTINGS = {
+    "search": "budget of the search",
+    "decoding": "decoding",
+    "repeats": "number of draws",
+    "only": "choice of checks",
+    "max_cost": "dearest check",
+}
 IN_SHORT = (KIND, "refusal of harmful prompts lost", WORST, SEARCH)
 
 
@@ -147,6 +154,10 @@ def _labels(results: Sequence[CheckResult]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(graver))
 
 
+def _setting(name: str) -> Callable[[AuditRecord], object]:
+    return lambda record: record.settings.get(name, "")
+
+
 def _differences(runs: Sequence[tuple[str, AuditRecord]]) -> list[str]:
     """What is not the same in all runs, each with the runs that stand apart from the first."""
     what: dict[str, Callable[[AuditRecord], object]] = {
@@ -154,6 +165,8 @@ def _differences(runs: Sequence[tuple[str, AuditRecord]]) -> list[str]:
         "prompts": lambda record: sorted(source.digest for source in record.prompts),
         "policy": lambda record: record.policy.digest,
         "version of the tool": lambda record: record.tool,
+        "seed": lambda record: record.seed,
+        **{words: _setting(name) for name, words in SETTINGS.items()},
     }
     found = []
     for name, of in what.items():

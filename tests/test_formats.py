@@ -119,11 +119,10 @@ def test_sarif_says_what_a_check_asks_and_what_could_not_look():
     (row,) = run["results"]
     assert (row["level"], row["kind"]) == ("error", "fail") and "BLOCK" in row["message"]["text"]
     notices = run["invocations"][0]["toolExecutionNotifications"]
-    assert [(one["descriptor"]["id"], one["level"]) for one in notices] == [
-        ("weights.change", "error"),
-        ("behaviour.opinions", "warning"),
-        ("behaviour.capability", "note"),
-    ]
+    told = [(one["descriptor"]["id"], one["level"]) for one in notices]
+    assert told[:3] == [("weights.change", "error"), ("behaviour.opinions", "warning"), ("behaviour.capability", "note")]
+    # What turns the verdict and is no finding is told as well: a band, and a required check that never ran.
+    assert set(told[3:]) == {("band/refusal.drop", "error"), ("required/files.surface", "error")}
     assert run["invocations"][0]["exitCode"] == 20 and not run["invocations"][0]["executionSuccessful"]
 
 
@@ -330,3 +329,26 @@ def test_a_damaged_record_is_one_clear_error(tmp_path):
 
     with pytest.raises(BadInput):
         load_record(str(file))
+
+
+def test_findings_of_one_label_are_told_apart_and_the_gravest_gives_the_rule_its_severity():
+    both = [
+        flagged("one", configuration="adapter:a"),
+        result("triggers.search", Status.FLAGGED, configuration="adapter:b", findings=(
+            found("triggers.search", "backdoor", severity="low"), found("triggers.search", "backdoor", severity="low", id="triggers.search/2"),
+        )),
+    ]  # fmt: skip
+
+    run = json.loads(render_sarif(record(both)))["runs"][0]
+
+    assert [rule["properties"]["security-severity"] for rule in run["tool"]["driver"]["rules"]] == ["9.5"]
+    assert len({row["partialFingerprints"]["finding/v1"] for row in run["results"]}) == 3
+
+
+def test_runs_that_were_made_in_other_ways_say_so_and_one_run_is_one_however_it_is_named(tmp_path):
+    one, other = everything(), everything()
+    other = other.model_copy(update={"settings": {**other.settings, "max_cost": "files"}, "seed": 7})
+    assert beside([("a", one), ("b", other)]).differs == ("the seed of b is not the one of a", "the dearest check of b is not the one of a")
+
+    run = saved_run(tmp_path / "run", one).folder
+    assert run_cli("report", run, run / "audit.json", "--format", "csv").returncode == 2

@@ -13,6 +13,7 @@ from databases import emptied
 from monitored import ANSWER, gated
 
 from forensics.errors import BadInput
+from forensics.monitor import store as keeping
 from forensics.monitor.baseline import Settings, baseline_of, pin, settings_of, start
 from forensics.monitor.events import Event
 from forensics.monitor.signals import score
@@ -177,6 +178,23 @@ def test_counts_of_batches_add_up(target):
     with open_store(target) as store, store.reading() as view:
         assert view.counts() == {KEY: Count(events=10, hits=3), Key(window=2, signal="x", category="y"): Count(events=3, hits=0)}
         assert view.tallies() == {"events": 10}
+
+
+def test_a_signal_is_let_go_with_all_its_categories_or_not_at_all(target, monkeypatch):
+    """What is counted of all categories is never less than what is counted of one, however few rows go at a time."""
+    monkeypatch.setattr(keeping, "MOST_FORGOTTEN", 4)
+    with create_store(target, {}) as store:
+        with store.batch() as batch:
+            for window in range(3):
+                batch.add_counts({Key(window=window, signal="down", category=name): Count(events=5, hits=1) for name in ("", "a", "b")})
+        while True:
+            with store.batch() as batch:
+                batch.forget_before(2)
+                left = batch.counts()
+            whole = sum(count.events for key, count in left.items() if not key.category)
+            assert all(sum(count.events for key, count in left.items() if key.category == name) == whole for name in ("a", "b"))
+            if len(left) == 3:
+                break
 
 
 def test_a_batch_that_breaks_off_leaves_nothing(target):

@@ -116,3 +116,14 @@ def test_a_probe_is_fitted_and_followed(tmp_path):
 
 def test_every_public_name_is_there():
     assert all(hasattr(api, name) for name in api.__all__)
+
+
+def test_an_option_that_is_misspelt_is_refused_and_one_text_is_one_of_several(tmp_path):
+    with pytest.raises(BadInput, match="polcy") as told:
+        api.audit(ORGANISMS / "base", ORGANISMS / "base", polcy=None)
+    assert "did you mean `policy`?" in str(told.value)
+    with pytest.raises(BadInput, match="lyer"):
+        api.probe(ORGANISMS / "base", "a", "b", lyer=1)
+
+    record = api.audit(ORGANISMS / "base", ORGANISMS / "base", only="files.surface", out=tmp_path / "run")
+    assert [result.check for result in record.results] == ["files.surface"]

@@ -105,6 +105,10 @@ def _of_its_kind(alarm: Told, prompt: str, label: str, category: str, expected: 
     """Whether an alarm is about such a reply. What a request was to get is kept nowhere but in the category; what people or judges thought, not at all."""
     signal, _, rest = alarm.finding.id.partition("/")
     about = rest.rpartition("/")[0]
+    if signal in ("canary", "weights", "leak"):  # no reply to a user stands behind them
+        return "no"
+    if signal == "shape":
+        return "no" if rest.startswith("opinions/") else "perhaps"
     if signal == "string":
         return "yes" if _words(_named(alarm)) in _words(prompt) else "no"
     if about and about != category:

@@ -67,6 +67,10 @@ def merged(stores: Sequence[Store], now: datetime) -> Overview:
             "rates": rates,
             "alarms": tuple(sorted(alarms, key=lambda one: one.raised)),
             "tallies": dict(sorted(tallies.items())),
+            "silent": any(page.silent for page in pages),
+            "last_event": max(page.last_event for page in pages),
+            "valid_until": min(page.valid_until for page in pages),
+            "expired": any(page.expired for page in pages),
             # What each may claim wrongly, and what the means may: bounds of the record are shared, and their error is among the former.
             "alpha": min(1.0, baseline.alpha * (len(stores) + RATES / 2.0)),
             "limits": (*pages[0].limits, *LIMITS),
@@ -78,12 +82,13 @@ LIMITS = (
     "Counts of several stores add up; their detectors do not. Evidence against bounds of the record is the mean of the stores' e-values now: looked at again and again "
     "it holds its level only where no event is in two stores.",
     "Rates that are held against the beginning of the traffic, and strings, are judged by each store alone.",
+    "Shapes of traffic, opinions and canaries are shown of the first store alone; what alarmed in any stands among the alarms.",
 )
 
 
 def _refuse_strangers(stores: Sequence[Store], baseline: Baseline) -> None:
     """Refuse stores that are held against other rates, or that are one and the same."""
-    apart = {"run": "", "standing": ()}  # where the record lay, and what people had said of it by then
+    apart = {"run": "", "standing": (), "people": {}, "valid_until": ""}  # where the record lay, and what people had said of it by then
     for store in stores[1:]:
         if baseline_of(store).model_copy(update=apart) != baseline.model_copy(update=apart):
             raise BadInput(

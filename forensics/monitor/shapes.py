@@ -219,7 +219,7 @@ def like_the_gate(counts: Mapping[str, int]) -> int:
 
 
 def _storable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
 
 
 def _octave(length: int) -> str:

@@ -369,6 +369,8 @@ class Batch:
             self._delete(TEXTS, [id for id, *_ in texts])
             self._sums["texts"] -= self._seals.of_rows("texts", texts)
         counts = self._oldest(COUNTS, window, int, str, str, int, int)
+        if len(counts) == MOST_FORGOTTEN:  # a signal goes with all its categories: what is left has to add up
+            counts = [row for row in counts if row[:2] != counts[-1][:2]] or counts
         if counts:
             columns = COUNTS.c.window, COUNTS.c.signal, COUNTS.c.category
             self._connection.execute(sa.delete(COUNTS).where(sa.tuple_(*columns) <= sa.tuple_(*map(sa.literal, counts[-1][:3]))))
