@@ -322,7 +322,10 @@ def test_without_prompts_nothing_may_be_deployed_and_it_says_why(models, tmp_pat
     code, out, _ = forensics("audit", models["base"], models["base"], "--out", tmp_path / "run")
 
     assert code == 3
-    assert "No prompts were given (--prompts FILE.jsonl)" in " ".join(out.split())
+    assert (
+        "The required check behaviour.refusal was skipped: No prompts were given (--prompts FILE.jsonl, or --suite forensics"
+        in " ".join(out.split())
+    )
 
 
 @pytest.mark.parametrize("cost", ["files", "weights", "activations"])
