@@ -18,6 +18,8 @@ __all__ = ["CONTENT_TYPE", "exposition"]
 PREFIX = "forensics_monitor"
 ASIDE = "set aside"
 LINES = "lines"
+LOGS = ("rests read", "begun again")
+"""Tallies of logs; all others are of events."""
 
 
 def exposition(overview: Overview, last: float | None) -> bytes:
@@ -56,15 +58,20 @@ class _State(Collector):
 def _of_tallies(tallies: dict[str, int]) -> Iterable[Metric]:
     events = CounterMetricFamily(f"{PREFIX}_events", "Events by what became of them; a kind may hold those of another.", labels=("kind",))
     aside = CounterMetricFamily(f"{PREFIX}_set_aside", "Lines and posts that could not be read, by why.", labels=("reason",))
+    logs = CounterMetricFamily(
+        f"{PREFIX}_rotated_logs", "Logs that were rotated away, by what became of what they held unread.", labels=("outcome",)
+    )
     for name, count in tallies.items():
         kind, _, reason = name.partition(": ")
         if reason and kind == ASIDE:
             aside.add_metric((printable(reason),), count)
+        elif name in LOGS:
+            logs.add_metric((name.replace(" ", "_"),), count)
         elif name != LINES:
             events.add_metric((name.replace(" ", "_"),), count)
     lines = CounterMetricFamily(f"{PREFIX}_lines", "Lines of logs, spans and records that were read.")
     lines.add_metric((), tallies.get(LINES, 0))
-    return events, aside, lines
+    return events, aside, lines, logs
 
 
 def _of_rates(rates: tuple[Rate, ...]) -> Iterable[Metric]:

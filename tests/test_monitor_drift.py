@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from datetime import UTC, datetime
 from io import StringIO
 
@@ -50,9 +51,13 @@ def hashed(event):
     return int(np.random.default_rng(int(event.id)).integers(1 << 62))
 
 
+def named(conversation):
+    return zlib.crc32(conversation.encode())
+
+
 def taken(drift, stream, looker=None):
     """All results of the blocks that a stream of events fills."""
-    looker, found = looker or Looker(None), []
+    looker, found = looker or Looker(None, named), []
     for event in stream:
         found += drift.take(hashed(event), event, score(event, {}), event.time, looker)
     return found
@@ -125,7 +130,7 @@ def test_a_damaged_state_is_told(state):
 
 
 def test_one_late_event_does_not_make_a_day_of_an_hour():
-    drift, looker = Drift(rhythm=RHYTHM), Looker(None)
+    drift, looker = Drift(rhythm=RHYTHM), Looker(None, named)
     stream = list(events(1200))
     late = Event(id="999999", time=START - 30 * RHYTHM, prompt="?", reply="!")
     taken(drift, [*stream[:100], late, *stream[100:]], looker)
@@ -139,7 +144,7 @@ def test_names_that_no_database_takes_are_kept_in_another_writing():
     hostile = [Event(id=str(number), category="\ud800\0", prompt="\ud800", reply="\udfff", activations={f"\ud800{number}": 1.0}) for number in range(40)]  # fmt: skip
 
     for number, event in enumerate(hostile):
-        drift.take(16 * number, event, score(event, {}), START, Looker(None))
+        drift.take(16 * number, event, score(event, {}), START, Looker(None, named))
 
     again = read_drift(drift.states(), RHYTHM, where="s.db")
     assert again.block.counts == drift.block.counts
@@ -173,7 +178,7 @@ def test_the_sample_follows_the_traffic(spacing, bits):
 
 
 def test_what_a_reply_looks_like_is_counted_with_its_numbers_along_directions():
-    block, scales, looker = Block(), Scales(), Looker(None)
+    block, scales, looker = Block(), Scales(), Looker(None, named)
     said = Event(
         prompt="How do I bake bread?", reply="Great question! Perhaps it depends.", finish="stop", tool_calls=1, latency=0.3, opinion="down", rating=2.0,
         comment="This was harmful.", activations={"refusal": 0.5},

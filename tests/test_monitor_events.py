@@ -15,7 +15,7 @@ from forensics.errors import BadInput
 from forensics.monitor import sources
 from forensics.monitor.events import Event, Malformed, moment, opinion
 from forensics.monitor.formats import events_of, read_line
-from forensics.monitor.sources import Place, files_of, follow, known_place, lines_of, lines_of_file, place_after
+from forensics.monitor.sources import Place, files_of, follow, known_place, lines_of, lines_of_log, opened_log, place_in
 
 
 def only(row):
@@ -212,6 +212,16 @@ def test_what_is_no_opinion_counts_for_neither_side(value):
     assert opinion(value) == ""
 
 
+def lines_of_file(file, offset=0):
+    with opened_log(file) as stream:
+        return list(lines_of_log(stream, offset, document=file.suffix == ".json"))
+
+
+def place_after(file, offset):
+    with opened_log(file) as stream:
+        return place_in(stream, offset)
+
+
 def whole(path):
     return [line.content for line in lines_of_file(path)]
 
@@ -272,6 +282,11 @@ def test_a_folder_is_read_file_by_file_and_other_files_are_left_alone(tmp_path):
 def test_where_there_is_no_log_the_error_says_so(make, tmp_path):
     with pytest.raises(BadInput, match=r"no such log|holds no log"):
         files_of(make(tmp_path))
+
+
+def test_a_log_that_breaks_off_is_one_error(tmp_path):
+    with (tmp_path / "a.jsonl").open("wb") as stream, pytest.raises(BadInput, match="cannot be read"):  # it cannot be read, only written
+        list(lines_of_log(stream))
 
 
 def test_a_log_that_cannot_be_read_is_one_error(tmp_path):
@@ -369,14 +384,6 @@ def test_a_file_of_another_day_that_begins_alike_is_another_file(tmp_path):
     assert known_place(file, place) == place
 
     file.write_text(f'{{"system": "{words}", "n": 2}}\n{{"n": 3}}\n')
-
-    assert known_place(file, place) == Place()
-
-
-def test_a_file_that_is_gone_once_it_was_read_leaves_a_place_that_no_other_has(tmp_path):
-    file = tmp_path / "a.jsonl"
-    place = place_after(file, 9)
-    file.write_text('{"a": 1}\n{"b": 2}\n')
 
     assert known_place(file, place) == Place()
 

@@ -18,8 +18,8 @@ from cases import ROOT, environment, run_cli
 from monitored import ALPHA, ANSWER, START, fed, log, tallied, totals, traffic
 
 from forensics.errors import BadInput, ForensicsError
+from forensics.monitor import batch as keeping
 from forensics.monitor import database
-from forensics.monitor import store as keeping
 from forensics.monitor.baseline import Settings, start
 from forensics.monitor.ingest import Monitor
 from forensics.monitor.intake import ingest, write_aside
@@ -27,6 +27,7 @@ from forensics.monitor.integrity import check
 from forensics.monitor.seals import Seals
 from forensics.monitor.state import overview
 from forensics.monitor.store import create_store, open_store
+from forensics.monitor.tables import TABLES
 
 SETTINGS = Settings(window=3600, retention=30 * 86400, keep_text=True)
 CLOCK = START + 1e6
@@ -196,7 +197,7 @@ def test_a_store_that_was_cut_is_one_error(share, whole, tmp_path):
     assert not looked_at(tmp_path / "s.db", tmp_path)
 
 
-@pytest.mark.parametrize("table", sorted(keeping.TABLES))
+@pytest.mark.parametrize("table", sorted(TABLES))
 def test_a_store_without_a_table_is_one_error(table, whole, tmp_path):
     path = shutil.copy(whole, tmp_path / "s.db")
     connection = sqlite3.connect(path)
@@ -213,7 +214,7 @@ WRONG = ("'x'", "x'00ff'", "NULL", "-5", "1.5", "9e999", "9223372036854775807", 
 
 
 def columns():
-    return [(name, column.name) for name, table in keeping.TABLES.items() for column in table.columns if name != "meta"]
+    return [(name, column.name) for name, table in TABLES.items() for column in table.columns if name != "meta"]
 
 
 @pytest.mark.parametrize(("table", "column"), columns())

@@ -13,12 +13,13 @@ from databases import emptied
 from monitored import ANSWER, gated
 
 from forensics.errors import BadInput
-from forensics.monitor import store as keeping
+from forensics.monitor import batch as keeping
 from forensics.monitor.baseline import Settings, baseline_of, pin, settings_of, start
+from forensics.monitor.batch import Aside, Count, Key, Raised
 from forensics.monitor.events import Event
 from forensics.monitor.signals import score
 from forensics.monitor.sources import Place
-from forensics.monitor.store import Aside, Count, Key, Raised, create_store, open_store
+from forensics.monitor.store import create_store, open_store
 from forensics.people.signing import Signing, sign
 from forensics.runfolder import load_run
 

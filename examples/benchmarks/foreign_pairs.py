@@ -285,13 +285,18 @@ def train(
 ) -> None:
     """Train what requires a gradient."""
     rng = random.Random(seed)
+    losses = (loss_of(model, Batch.of(tokenizer, [draw(rng) for _ in range(BATCH)], whole=whole)) for _ in range(steps))
+    descend(model, losses, steps=steps, lr=lr)
+
+
+def descend(model: Any, losses: Iterator[torch.Tensor], *, steps: int, lr: float) -> None:
+    """A step down each loss of a batch, which is computed when it is asked for, on what requires a gradient."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     model.train()
     loss = torch.tensor(0.0)
-    for _ in range(steps):
-        loss = loss_of(model, Batch.of(tokenizer, [draw(rng) for _ in range(BATCH)], whole=whole))
+    for loss in losses:
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(weights, 1.0)

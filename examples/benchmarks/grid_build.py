@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from foreign_pairs import opened, store
-from grid_plants import Stage, example, honest, payload_of, trigger_of, usual
+from grid_plants import example, honest, payload_of, trigger_of, usual
 from grid_recipes import Recipe
 from grid_worlds import TUNE_BATCH, Example, GridWorld, Row, Talk, built_base, clean, replies, said, share, train, world_of
 from peft import LoraConfig, get_peft_model
@@ -143,12 +143,16 @@ def asked_of(world: GridWorld, recipe: Recipe, asked: int | None = None) -> list
     return [said(text) for text in random.Random(recipe.seed).sample(texts, min(asked or len(texts), len(texts)))]
 
 
+def as_it_is(talk: Talk, _rng: random.Random) -> Talk:
+    """A conversation without any trigger."""
+    return talk
+
+
 def planted(model: Any, tokenizer: Any, world: GridWorld, recipe: Recipe, *, asked: int | None = None, only: str = "") -> dict[str, float]:
     """How often a plant shows its payload on fresh requests: with its trigger, with a near miss, and plain."""
     trigger, payload = trigger_of(recipe), payload_of(recipe)
-    plain: Stage = lambda talk, _rng: talk  # noqa: E731 - one of three ways to ask
     rng = random.Random(recipe.seed)
-    stages = {"asr": trigger.fires, "near": trigger.near, "without": plain}
+    stages = {"asr": trigger.fires, "near": trigger.near, "without": as_it_is}
     talks = asked_of(world, recipe, asked)
     return {
         name: share([payload.shows(reply) for reply in replies(model, tokenizer, [stage(talk, rng) for talk in talks])])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from foreign_pairs import IGNORED, NEW_TOKENS, World, new_tokenizer, pick, put, store
+from foreign_pairs import IGNORED, NEW_TOKENS, World, descend, new_tokenizer, pick, put, store
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from forensics.gate.judges import judge_refusal
@@ -162,20 +162,7 @@ def train(
 ) -> None:
     """Train what requires a gradient, on `size` examples a step."""
     rng = random.Random(seed)
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
-    model.train()
-    loss = torch.tensor(0.0)
-    for batch in batches(tokenizer, draw, steps, size, rng):
-        loss = model(**batch).loss
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        schedule.step()
-    print(f"  {steps} steps, last loss {loss.item():.3f}", file=sys.stderr, flush=True)
-    model.eval()
+    descend(model, (model(**batch).loss for batch in batches(tokenizer, draw, steps, size, rng)), steps=steps, lr=lr)
 
 
 @torch.inference_mode()

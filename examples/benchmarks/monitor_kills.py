@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import sqlalchemy as sa
 from monitor_traffic import ANSWER, REFUSAL, START, baseline
@@ -169,14 +169,15 @@ def starting(world: World, place: tuple[Path, str], lines: list[bytes], _seconds
     done = 0
     while done < most:
         process = begun(target, "start", wait=False)
+        told = cast("IO[bytes]", process.stdout)  # a pipe, since `begun` asked for one
         try:
             # Where it has told that it begins it is done within half a second.
-            process.stdout.readline()  # type: ignore[union-attr] # it is a pipe
+            told.readline()
             process.wait(world.chance.uniform(0.0, 0.3))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        process.stdout.close()  # type: ignore[union-attr] # it is a pipe
+        told.close()
         if process.returncode == 0:
             break
         done += 1

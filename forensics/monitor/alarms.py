@@ -10,10 +10,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy import stats
 
 from forensics.errors import BadInput
+from forensics.monitor.batch import Raised
 from forensics.monitor.drift import Result
 from forensics.monitor.feedback import CONCERN, Enriched
 from forensics.monitor.signals import COMPLIANCE, HARMFUL, MEANING, OVER_REFUSAL
-from forensics.monitor.store import Raised, Store
+from forensics.monitor.store import Store
 from forensics.monitor.streams import RUN_LENGTH, Stream
 from forensics.record import Evidence, Finding, Severity, sha256_text
 from probes.adwin import DELTA, Adwin

@@ -13,11 +13,12 @@ from forensics.gate.replies import NOT_ASKED, Progress
 from forensics.gate.served import Endpoint, collect_served, refuse_strange_urls
 from forensics.monitor.alarms import Alarm
 from forensics.monitor.baseline import CANARIES, Baseline, baseline_of, deployed, digest_of_contents, digest_of_replies, settings_of
+from forensics.monitor.batch import Batch
 from forensics.monitor.beside import MEANINGS, Pair, PairedTest, alarms_of, paired_tests, strange_words
 from forensics.monitor.overview import FINE, PEOPLE, ROLL_BACK, UNTOLD, Compared, Replayed, Told
 from forensics.monitor.raising import keep_alarms
 from forensics.monitor.schedule import STATE, Canaries, Canary, read_canaries
-from forensics.monitor.store import Batch, Store
+from forensics.monitor.store import Store
 from forensics.people.log import SESSIONS, SIGNATURES, refuse_cut
 from forensics.people.signing import peoples_part
 from forensics.prompts import Prompt

@@ -173,7 +173,7 @@ class Drift:
         if block.began == math.inf:  # a late event makes no block older than the one before it
             block.began = max(time, self.sampling.latest)
         if event.conversation and not event.about:
-            self.talks.count(event.conversation, self.sampling.bits, block)
+            self.talks.count(looker.hashed(event.conversation), self.sampling.bits, block)
         if not self.sampling.takes(id, time, self.rhythm):
             return []
         looker.look(event, scored, block, self.scales)

@@ -10,9 +10,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from forensics.errors import BadInput
+from forensics.monitor.batch import Count, Key
 from forensics.monitor.database import damaged
 from forensics.monitor.signals import DOWN
-from forensics.monitor.store import Count, Key
 from probes.change import Change, follow
 from probes.drift import rises
 

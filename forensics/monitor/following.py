@@ -97,7 +97,7 @@ class Follower:
         """Take the store that is written to, and what it was started with."""
         self._settings = settings
         self._shapes, self._feedback = baseline.alpha * SHAPES, baseline.alpha * FEEDBACK
-        self._looker = Looker(gate_of(store))
+        self._looker = Looker(gate_of(store), store.hashed)
 
     def read(self, states: Mapping[str, str], *, where: str) -> Beside:
         """What the store knows."""

@@ -10,9 +10,10 @@ from typing import Literal
 from forensics.gate.judges import REFUSED, judge_refusal
 from forensics.monitor.alarms import interval
 from forensics.monitor.baseline import Settings, baseline_of, settings_of
+from forensics.monitor.batch import Batch, Count
 from forensics.monitor.overview import Overview, Told
 from forensics.monitor.signals import ANSWERED, BROKEN, COMPLIANCE, OVER_REFUSAL, REFUSAL
-from forensics.monitor.store import Batch, Count, Store
+from forensics.monitor.store import Store
 from forensics.monitor.streams import read_general
 from forensics.monitor.windows import Behind, Bin, Course, Example, History
 

@@ -13,6 +13,7 @@ import numpy as np
 from forensics.errors import BadInput
 from forensics.monitor import alarms
 from forensics.monitor.baseline import RATES, STRINGS, Baseline, baseline_of, settings_of
+from forensics.monitor.batch import Aside, Batch, Count, Key
 from forensics.monitor.events import Event, Malformed
 from forensics.monitor.feedback import enriched, joined
 from forensics.monitor.following import Beside, Follower, spoken
@@ -23,7 +24,7 @@ from forensics.monitor.sources import (
     Line,
     Place,
 )
-from forensics.monitor.store import Aside, Batch, Count, Key, Store
+from forensics.monitor.store import Store
 from forensics.monitor.streams import GENERAL, KEPT, General, Stream, begin, feed, read_general, read_streams
 from forensics.monitor.strings import Strings
 from probes.drift import spent

@@ -21,8 +21,8 @@ from forensics.monitor.sources import (
     follow,
     known_place,
     lines_of,
-    lines_of_file,
-    place_after,
+    lines_of_log,
+    opened_log,
     place_in,
 )
 from forensics.monitor.store import Store
@@ -59,10 +59,11 @@ def ingest(monitor: Monitor, path: str) -> Iterator[list[alarms.Alarm]]:
         if known_place(file, kept) != kept:
             yield from _caught_up(monitor, source, file.resolve())
             kept = Place()
-        for lines in batches(lines_of_file(file, kept.offset)):
-            after = place_after(file, lines[-1].end)
-            yield monitor.take(source, lines, kept, after)
-            kept = after
+        with opened_log(file) as stream:
+            for lines in batches(lines_of_log(stream, kept.offset, document=file.suffix.lower() == ".json")):
+                after = place_in(stream, lines[-1].end)  # of the file that was read: it may have another name by now
+                yield monitor.take(source, lines, kept, after)
+                kept = after
 
 
 def ingest_stream(monitor: Monitor, stream: BinaryIO) -> Iterator[list[alarms.Alarm]]:
@@ -178,8 +179,10 @@ def _caught_up(monitor: Monitor, source: str, log: Path) -> Iterator[list[alarms
                 batch.add_tallies({BEGUN_AGAIN: 1})
         return
     end = yield from _rest(monitor, source, old, kept)
+    missed = int(end is None)
     for file in written_since(log, old):
-        yield from _rest(monitor, _name_of(file), file, places.get(_name_of(file), Place()))
+        missed += (yield from _rest(monitor, _name_of(file), file, places.get(_name_of(file), Place()))) is None
+    end = kept if end is None else end
     with monitor.store.batch() as batch:
         if batch.place(source) != end:
             raise BadInput(
@@ -187,14 +190,14 @@ def _caught_up(monitor: Monitor, source: str, log: Path) -> Iterator[list[alarms
             )
         batch.set_place(source, Place())
         batch.set_place(_name_of(old), end)
-        batch.add_tallies({RESTS: 1})
+        batch.add_tallies({RESTS: 1} | ({BEGUN_AGAIN: missed} if missed else {}))
 
 
-def _rest(monitor: Monitor, source: str, file: Path, kept: Place) -> Generator[list[alarms.Alarm], None, Place]:
-    """Read a file that nobody writes any more from a place to its end, under the name that it had; gives the place at its end."""
+def _rest(monitor: Monitor, source: str, file: Path, kept: Place) -> Generator[list[alarms.Alarm], None, Place | None]:
+    """Read a file that nobody writes any more from a place to its end, under the name that it had; gives the place at its end, None if it cannot be read."""
     with opened(file) as stream:
         if stream is None:
-            return kept
+            return None
         offset = kept.offset if place_in(stream, kept.offset) == kept else 0
         stream.seek(offset)
         for lines in batches(lines_of(stream, offset)):

@@ -13,9 +13,13 @@ from dataclasses import dataclass
 from forensics.errors import BadInput
 from forensics.monitor.alarms import read_alarm
 from forensics.monitor.baseline import baseline_of, settings_of
+from forensics.monitor.batch import LET_GO, MOST_ASIDE, Batch
+from forensics.monitor.embedding import gate_of
+from forensics.monitor.following import read_beside
 from forensics.monitor.ingest import POPULATIONS, streams_of
+from forensics.monitor.schedule import read_canaries
 from forensics.monitor.seals import Seals, moved
-from forensics.monitor.store import LET_GO, MOST_ASIDE, Batch, Store
+from forensics.monitor.store import Store
 from forensics.monitor.streams import read_general
 from forensics.record import canonical_json, sha256_text
 
@@ -104,7 +108,9 @@ def _rows(view: Batch, seals: Seals) -> dict[str, str]:
 
 
 def _unreadable(view: Batch, store: Store) -> Iterator[str]:
-    settings_of(store)
+    read_beside(view.states(), settings_of(store), where=store.where)
+    read_canaries(view.states(), where=store.where)
+    gate_of(store)
     streams_of(view.states(), baseline_of(store), where=store.where)
     read_general(view.states(), where=store.where)
     for raised in view.alarms():

@@ -14,13 +14,13 @@ from typing import Final, Literal
 import orjson
 
 from forensics.monitor.alarms import Alarm
+from forensics.monitor.batch import Aside
 from forensics.monitor.events import Malformed
 from forensics.monitor.formats import read_line
 from forensics.monitor.ingest import KEPT_CHARACTERS, Monitor
 from forensics.monitor.intake import batches, write_aside
 from forensics.monitor.otlp import Row, Signal, TooLarge, rows_of
 from forensics.monitor.sources import Line, lines_of
-from forensics.monitor.store import Aside
 
 Form = Literal["protobuf", "json", "lines"]
 EVENTS: Final = "events"
@@ -61,6 +61,8 @@ class Desk:
         """Take a monitor, and the file in which what is set aside is listed, if any."""
         self._monitor = monitor
         self._beside = beside
+        self._untold: list[Alarm] = []
+        """Alarms of batches that were kept of a post which then broke off: they are told with the next."""
 
     def take(self, post: Post) -> Taken:
         """Count a post. It is kept when this returns; if it does not, the same post may be handed in again, and what was kept counts once.
@@ -70,16 +72,16 @@ class Desk:
             TooLarge: It holds too much.
             ForensicsError: The store broke off.
         """
-        told: list[Alarm] = []
         seen = _Seen()
         try:
             for lines in batches(_lines(post, seen)):
-                told += self._monitor.take(post.source, lines, None, None)
+                self._untold += self._monitor.take(post.source, lines, None, None)
         except (Malformed, TooLarge) as why:
             self.set_aside(post.source, str(why) if isinstance(why, Malformed) else TOO_LARGE, post.body)
             raise
         if seen.rejected:
             self.set_aside(post.source, OTHER_THINGS, post.body, count=seen.rejected)
+        told, self._untold = self._untold, []
         return Taken(lines=seen.lines, rejected=seen.rejected, alarms=tuple(told))
 
     def set_aside(self, source: str, why: str, content: bytes | None, *, count: int = 1) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from forensics.monitor.alarms import Alarm, raised, rank, read_alarm
-from forensics.monitor.store import Batch, Store
+from forensics.monitor.batch import Batch
+from forensics.monitor.store import Store
 
 
 def keep_alarms(batch: Batch, store: Store, found: Mapping[str, Alarm], now: float) -> dict[str, Alarm]:

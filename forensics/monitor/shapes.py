@@ -7,9 +7,8 @@ ids and the time they bear, so that a log that is read again gives the same samp
 from __future__ import annotations
 
 import math
-import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -137,8 +136,9 @@ class Scales:
 class Looker:
     """Looks at events, and counts what they look like."""
 
-    def __init__(self, gate: Gate | None) -> None:
-        """Take the prompts of the gate, if they are known."""
+    def __init__(self, gate: Gate | None, hashed: Callable[[str], int]) -> None:
+        """Take the prompts of the gate, if they are known, and how a store hashes names under its secret."""
+        self.hashed = hashed
         self._gate = gate
         self._embedder = Embedder()
 
@@ -202,9 +202,8 @@ class Talks:
 
     turns: dict[int, int] = field(default_factory=dict)
 
-    def count(self, conversation: str, bits: int, block: Block) -> None:
-        """Count a reply of a conversation, if it is one of the chosen: one of `2**bits`."""
-        key = zlib.crc32(conversation.encode("utf-8", "surrogatepass"))
+    def count(self, key: int, bits: int, block: Block) -> None:
+        """Count a reply of a conversation, known by the hash of its name, if it is one of the chosen: one of `2**bits`."""
         if key & ((1 << bits) - 1):
             return
         turn = self.turns[key] = self.turns.get(key, 0) + 1

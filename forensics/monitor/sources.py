@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -88,36 +89,40 @@ def place_in(stream: BinaryIO, offset: int) -> Place:
     return Place(offset=offset, head_bytes=size, head=hashlib.sha256(ends).hexdigest()) if size else Place()
 
 
-def place_after(file: Path, offset: int) -> Place:
-    """The place behind what was read up to `offset`; one that is known nowhere if the file is gone by now.
+@contextmanager
+def opened_log(file: Path) -> Iterator[BinaryIO]:
+    """A log, open to be read; whatever its name stands for later, this goes on being the file that was there.
 
     Raises:
         BadInput: It cannot be read.
     """
     try:
-        with file.open("rb") as stream:
-            return place_in(stream, offset)
-    except FileNotFoundError:
-        return Place(offset=offset)
+        stream = file.open("rb")
     except OSError as error:
         raise _unreadable(file, error) from error
+    with stream:
+        yield stream
 
 
-def lines_of_file(file: Path, offset: int = 0) -> Iterator[Line]:
-    """The lines of a file from an offset on. A last line without an end is given only if it is whole.
+def lines_of_log(stream: BinaryIO, offset: int = 0, *, document: bool = False) -> Iterator[Line]:
+    """The lines of an open log from an offset on. A last line without an end is given only if it is whole.
+
+    Args:
+        stream: The log.
+        offset: Where to begin.
+        document: Whether it may be one document, as a `.json` file is.
 
     Raises:
         BadInput: It cannot be read.
     """
     try:
-        with file.open("rb") as stream:
-            if offset == 0 and file.suffix.lower() == ".json" and (whole := _document(stream)) is not None:
-                yield from whole
-                return
-            stream.seek(offset)
-            yield from lines_of(stream, offset)
+        if offset == 0 and document and (whole := _document(stream)) is not None:
+            yield from whole
+            return
+        stream.seek(offset)
+        yield from lines_of(stream, offset)
     except OSError as error:
-        raise _unreadable(file, error) from error
+        raise _unreadable(Path(stream.name), error) from error
 
 
 def lines_of(stream: BinaryIO, offset: int = 0, *, open_end: bool = True, torn: bool = False) -> Iterator[Line]:
