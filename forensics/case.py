@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from forensics.adapters import Adapter, refuse_together
 from forensics.alignment import Layout, Pair
+from forensics.arrays import read_arrays
 from forensics.checkpoint import Checkpoint
 from forensics.deltas import Change
 from forensics.gate.replies import Side, Speaker
@@ -236,8 +237,7 @@ class Case:
         path = self.workbench.run.path / "arrays" / f"{check}.npz"
         held: dict[str, NDArray[np.generic]] = {}
         if path.exists():
-            with np.load(path, allow_pickle=False) as old:
-                held = dict(old)
+            held = read_arrays(path, most=None)
         held |= {f"{self.configuration}/{name}": array for name, array in arrays.items()}
         self.workbench.run.write_array(check, lambda stream: np.savez_compressed(stream, allow_pickle=False, **held))
 

@@ -11,11 +11,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
+from forensics.bounds import read_bytes
 from forensics.errors import BadInput
 from forensics.record import Action, Evidence
 
 SCHEMA = "forensics.causes/1"
 CAUSES_NAME = "causes.json"
+MOST_BYTES = 16 << 20
+"""Of the file: one of a hundred groups and twenty examples takes a tenth of it."""
 CONTROLS, SET_CONTROLS = 4, 2
 """Numbers of a control: of a group what it undoes and causes, and what the group does beyond either; of a set the same of what it undoes."""
 ROUNDING = 1e-6
@@ -134,7 +137,7 @@ def load_causes(folder: Path, *, results_digest: str) -> Causes | None:
     if not file.exists():
         return None
     try:
-        found = Causes.model_validate_json(file.read_text(encoding="utf-8"))
+        found = Causes.model_validate_json(read_bytes(file, most=MOST_BYTES).decode("utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise BadInput(
             "the saved investigation cannot be read", where=str(file), hint="remove this file and run `forensics investigate` again"

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from forensics.bounds import parsed, read_bytes
 from forensics.dequantise import Recipe, as_numbers, find_recipes
 from forensics.errors import BadInput
 from forensics.headers import TensorInfo, read_header
@@ -30,7 +30,8 @@ PROSE_NAMES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY", ".gitattributes", "
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.py", "*.md", "*.yml", "*.yaml"]
 BLOCK_ELEMENTS = 1 << 20
 """Values read at once, so that memory does not grow with the checkpoint (4 MiB in float32, a dozen times that while compared)."""
-MAX_JSON_BYTES = 200_000_000
+MAX_JSON_BYTES = 100_000_000
+"""Half as much again as the largest tokenizer.json there is, of a vocabulary of a million."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,9 +213,7 @@ def read_json(path: Path, *, where: str) -> dict[str, Any]:
         BadInput: It cannot be read, is larger than any honest one, or is not a JSON object.
     """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise BadInput(f"this file is larger than {MAX_JSON_BYTES} bytes", where=where, hint="no honest file of this kind is")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parsed(read_bytes(path, most=MAX_JSON_BYTES, where=where).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"this file is not readable JSON: {error}", where=where, hint="download or save it again") from error
     if not isinstance(value, dict):
@@ -262,14 +261,14 @@ def _weight_files(path: Path) -> list[str]:
     weight_map = read_json(path / INDEX_NAME, where=INDEX_NAME).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(file, str) for file in weight_map.values()):
         raise BadInput("the index has no weight_map", where=INDEX_NAME, hint="download or save the checkpoint again")
-    files = sorted(set(weight_map.values()))
+    files, names = sorted(set(weight_map.values())), {entry.name for entry in path.iterdir()}  # a name may be one that no file can have
     for file in files:
         if Path(file).name != file or not file.endswith(".safetensors"):
             raise BadInput(
-                f"the index names {file!r}, which is not a plain file of this folder", where=INDEX_NAME, hint="do not use this file"
+                f"the index names {file[:200]!r}, which is not a plain file of this folder", where=INDEX_NAME, hint="do not use this file"
             )
-        if not (path / file).is_file():
-            raise BadInput(f"the index names {file!r}, which is missing", where=INDEX_NAME, hint="download the missing shard")
+        if file not in names or not (path / file).is_file():
+            raise BadInput(f"the index names {file[:200]!r}, which is missing", where=INDEX_NAME, hint="download the missing shard")
     found = {tensor.name: file for file in files for tensor in _header(path, file)}
     wrong = sorted(name for name in weight_map.keys() | found.keys() if weight_map.get(name) != found.get(name))
     if wrong:

@@ -6,12 +6,12 @@ checks follow the format's own rules (safetensors 0.8) and add the ones that mat
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from forensics.bounds import parsed
 from forensics.errors import BadInput
 
 MAX_HEADER_BYTES = 100_000_000
@@ -88,7 +88,7 @@ def _table(path: Path, file: str) -> tuple[dict[str, Any], int, int]:
             raise _damaged(file, f"it claims a header of {length} bytes, more than {MAX_HEADER_BYTES}")
         raw = stream.read(length)
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
+        header = parsed(raw.decode("utf-8"), pairs=_no_duplicates)
     except (ValueError, RecursionError) as error:
         raise _damaged(file, f"its header is not JSON: {error}") from error
     if not isinstance(header, dict):

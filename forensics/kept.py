@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
+from forensics.bounds import parsed, read_bytes
 from forensics.errors import BadInput, CannotCompare
 from forensics.record import Evidence, PromptSource, canonical_json, sha256_text
 from forensics.runfolder import RunFolder
@@ -186,9 +187,7 @@ def load_card(folder: Path) -> Card:
     """
     file = folder / RECORD if folder.is_dir() else folder
     try:
-        if file.stat().st_size > MAX_CARD_BYTES:
-            raise BadInput(f"{RECORD} is larger than any that we write", where=str(file), hint="fit it again")
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = parsed(read_bytes(file, most=MAX_CARD_BYTES).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput("there is no saved probe here", where=str(folder), hint=WANTED) from error
     found = raw.get("schema") if isinstance(raw, dict) else None
@@ -216,9 +215,7 @@ def load_arrays(folder: Path, card: Card) -> Arrays:
 
     file = (folder if folder.is_dir() else folder.parent) / TENSORS
     try:
-        if file.stat().st_size > MAX_BYTES:
-            raise BadInput(f"{TENSORS} is larger than any that we write", where=str(file), hint="fit it again")
-        raw = file.read_bytes()
+        raw = read_bytes(file, most=MAX_BYTES)
         arrays: Arrays = load(raw)
     except OSError as error:
         raise BadInput(f"{TENSORS} cannot be read: {error.strerror}", where=str(file), hint="fit it again") from error

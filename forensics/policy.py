@@ -15,9 +15,12 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
+from forensics.bounds import read_bytes
 from forensics.errors import BadInput
 from forensics.record import ACTIONS_MILD_TO_STRICT, Action, canonical_json, sha256_text
 
+MOST_BYTES = 1 << 20
+"""Of a policy: the default one, with its comments, takes a hundredth."""
 Points = Annotated[FiniteFloat, Field(ge=0.0, le=100.0)]
 Margin = Annotated[FiniteFloat, Field(gt=0.0, le=100.0)]
 """A margin of zero could never be cleared: a bound of nothing lost is still above nothing."""
@@ -162,7 +165,7 @@ def _profile(name: str) -> dict[str, Any]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_bytes(path, most=MOST_BYTES).decode("utf-8"))
     except OSError as error:
         raise BadInput(
             f"the policy file cannot be read: {error.strerror}", where=str(path), hint="check the path given to --policy"

@@ -8,7 +8,6 @@ writes beside prompts that it asked apart from the comparison.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from forensics.bounds import parsed, read_bytes
 from forensics.errors import BadInput
 from forensics.record import canonical_json, sha256_text
 
@@ -112,7 +112,7 @@ def load_prompts(path: Path, *, plain: bool = False, given: Mapping[str, str] | 
         BadInput: The file cannot be read, is empty, or a line (named) is malformed or repeats an id.
     """
     try:
-        raw = path.read_bytes()
+        raw = read_bytes(path)
         text = raw.decode("utf-8-sig")
     except OSError as error:
         raise BadInput(
@@ -149,7 +149,7 @@ def json_lines(text: str, path: Path, *, example: str) -> Iterator[tuple[str, di
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
+            row = parsed(line)
         except (ValueError, RecursionError) as error:
             raise BadInput(f"this line is not JSON: {error}", where=where, hint="one JSON object a line, e.g. " + example) from error
         if not isinstance(row, dict):

@@ -15,8 +15,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
+from forensics.bounds import parsed
 from forensics.errors import BadInput
 
+MOST_VALUES = 1_000_000
+"""Values of JSON in a record: a long one holds some ten thousand."""
 SCHEMA_NAME = "forensics.audit"
 SCHEMA_VERSION = 1
 SCHEMA = f"{SCHEMA_NAME}/{SCHEMA_VERSION}"
@@ -269,7 +272,7 @@ class AuditRecord(_Written):
                 results no longer match its `results_digest`.
         """
         try:
-            raw = json.loads(text)
+            raw = parsed(text, most=MOST_VALUES)
         except (ValueError, RecursionError) as error:
             raise BadInput(
                 f"this is not a saved audit: {error}",

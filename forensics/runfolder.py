@@ -11,8 +11,6 @@ import fcntl
 import hashlib
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +20,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from forensics.arrays import UNREADABLE, read_arrays
+from forensics.bounds import parsed, read_bytes
 from forensics.errors import BadInput, ForensicsError, ToolFailed
 from forensics.prompts import Prompt, load_prompts
 from forensics.record import AuditRecord, CheckResult, Contents, Item, digest_items
@@ -35,6 +35,8 @@ JOURNAL_NAME = "journal.jsonl"
 ITEMS_NAME = "items.jsonl"
 PROMPTS_NAME = "prompts.jsonl"
 LOCK_NAME = ".lock"
+MOST_RECORD, MOST_LINES = 64 << 20, 1 << 30
+"""Bytes of a record, and of the lines that a run keeps: a million replies of a thousand characters."""
 ItemKey = tuple[str, str, str, int]
 
 
@@ -283,12 +285,9 @@ class SavedRun:
         file = self.folder / "arrays" / f"{check}.npz"
         if not file.exists():
             return {}
-        import numpy as np  # a third of the time that a page of text takes, and most pages of text need no array
-
         try:
-            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-                return dict(stored)
-        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            return read_arrays(file)
+        except UNREADABLE as error:
             raise BadInput("the arrays of this run are damaged", where=str(file), hint="run the audit again") from error
 
 
@@ -330,7 +329,7 @@ def _refuse_changed(contents: Contents, items: Sequence[Item], folder: Path) -> 
 def _file_digest(file: Path) -> str:
     """sha256 of a file; "" if there is none."""
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        return hashlib.sha256(read_bytes(file)).hexdigest()
     except FileNotFoundError:
         return ""
     except OSError as error:
@@ -346,7 +345,7 @@ def load_record(source: str) -> AuditRecord:
     path = Path(source).expanduser()
     file = path / RECORD_NAME if path.is_dir() else path
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_bytes(file, most=MOST_RECORD).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         unfinished = path.is_dir() and (path / JOURNAL_NAME).exists()
         raise BadInput(
@@ -386,9 +385,9 @@ def _lines_of(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    for number, line in enumerate(read_bytes(path, most=MOST_LINES).split(b"\n")[:-1], start=1):
         try:
-            row = json.loads(line)
+            row = parsed(line)
         except (ValueError, RecursionError) as error:
             raise BadInput(
                 "a line of this run is damaged", where=f"{path}, line {number}", hint="remove the folder and run the audit again"

@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forensics.adapters import Adapter
+from forensics.arrays import UNREADABLE, read_arrays
 from forensics.checkpoint import Checkpoint
 from forensics.gate.replies import (
     Decoding,
@@ -140,9 +139,8 @@ class Workbench:
         """Several arrays by name, kept as `cached` keeps one."""
         name = f"cache/{sha256_text(canonical_json(key))}.npz"
         # Not there yet, or damaged by hand: then it is computed.
-        with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-            with np.load(self.run.path / name, allow_pickle=False) as stored:
-                found = dict(stored)
+        with contextlib.suppress(*UNREADABLE):
+            found: Mapping[str, NDArray[Any]] = read_arrays(self.run.path / name, most=None)
             if found:
                 return found
         arrays = compute()

@@ -42,7 +42,7 @@ SEEN_BY_REPORTS = {
     "forensics.monitor.windows",
 }
 FLOORS = (
-    ("errors", "record"),
+    ("errors", "bounds", "record"),
     (
         "policy",
         "prompts",
@@ -70,6 +70,7 @@ FLOORS = (
         "asked",
         "layers",
         "alignment",
+        "arrays",
         "runfolder",
         "causes",
         "roles",

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from forensics.bounds import read_bytes
 from forensics.errors import BadInput, CannotCompare
 from forensics.gate.importers.archive import MOST_BYTES
 from forensics.gate.importers.foreign import legible
@@ -190,11 +191,7 @@ class _Label:
 
 def _bytes(path: Path) -> bytes:
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise BadInput(
-                f"the file is larger than {MOST_BYTES >> 20} MiB", where=str(path), hint="split it, or leave out what is no reply"
-            )
-        return path.read_bytes()
+        return read_bytes(path, most=MOST_BYTES)
     except OSError as error:
         raise BadInput(f"the file cannot be read: {error.strerror}", where=str(path), hint="check the path") from error
 

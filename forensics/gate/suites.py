@@ -9,7 +9,6 @@ import csv
 import difflib
 import hashlib
 import io
-import json
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict
 
+from forensics.bounds import parsed, read_bytes
 from forensics.errors import BadInput
 from forensics.prompts import ROLES, Expect, Message, Prompt, PromptSet, load_prompts, parse_prompt
 from forensics.record import canonical_json, sha256_text
@@ -270,11 +270,7 @@ def _matching(suite: Suite, files: Sequence[Path]) -> Iterator[tuple[BenchmarkFi
 
 def _read(suite: Suite, spec: BenchmarkFile, file: Path) -> PromptSet:
     try:
-        if file.stat().st_size > MOST_BYTES:
-            raise BadInput(
-                f"this file is larger than {MOST_BYTES >> 20} MiB", where=str(file), hint=f"it is not {spec.match} of {suite.name}"
-            )
-        raw = file.read_bytes()
+        raw = read_bytes(file, most=MOST_BYTES)
     except OSError as error:
         raise BadInput(f"the file cannot be read: {error.strerror}", where=str(file), hint="check its permissions") from error
     digest = hashlib.sha256(raw).hexdigest()
@@ -332,7 +328,7 @@ def _tables(text: str, spec: BenchmarkFile, file: Path) -> Iterator[dict[str, An
         if spec.layout == "csv":
             yield from _cells(csv.DictReader(io.StringIO(text, newline="")), file)
             return
-        rows = json.loads(text) if spec.layout == "json" else [json.loads(line) for line in text.split("\n") if line.strip()]
+        rows = parsed(text) if spec.layout == "json" else [parsed(line) for line in text.split("\n") if line.strip()]
     except (ValueError, RecursionError) as error:
         raise BadInput(f"this is not JSON: {error}", where=str(file), hint=f"get {spec.match} again") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

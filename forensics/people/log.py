@@ -17,6 +17,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
+from forensics.bounds import read_bytes
 from forensics.errors import BadInput
 from forensics.record import canonical_json, sha256_text
 from forensics.runfolder import disk_error, write_text
@@ -102,7 +103,7 @@ def load_lines(folder: Path, name: str, kind: type[Line], *, results_digest: str
     noted = _noted_end(file)  # before the lines: whoever adds one meanwhile writes it first
     found: list[Line] = []
     previous = ""
-    there = file.read_bytes() if file.exists() else b""
+    there = read_bytes(file) if file.exists() else b""
     for number, raw in enumerate(there.split(b"\n")[:-1], start=1):  # what follows the last end of line was torn by a kill
         if not raw.strip():
             continue
@@ -146,7 +147,7 @@ def _noted_end(file: Path) -> End:
     """Where a log ends by what lies beside it; at its beginning where nothing does, as with logs of older versions."""
     beside = file.with_name(file.name + END)
     try:
-        return End.model_validate_json(beside.read_bytes())
+        return End.model_validate_json(read_bytes(beside))
     except FileNotFoundError:
         return End(lines=0, digest="")
     except (OSError, ValidationError, ValueError) as error:

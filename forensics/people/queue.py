@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from forensics.bounds import parsed, read_bytes
 from forensics.errors import BadInput
 
 QUEUE = "people/review.jsonl"
@@ -58,10 +59,10 @@ def load_queue(folder: Path) -> tuple[Queued, ...]:
     if not file.exists():
         return ()
     found = []
-    for number, raw in enumerate(file.read_bytes().split(b"\n"), start=1):
+    for number, raw in enumerate(read_bytes(file).split(b"\n"), start=1):
         if raw.strip():
             try:
-                row = json.loads(raw)
+                row = parsed(raw)
                 turns = tuple((str(turn["role"]), str(turn["content"])) for turn in row["prompt"])
                 words = {name: str(row[name]) for name in ("id", "side", "why", "reply")}
                 found.append(Queued(turns=turns, configuration=str(row.get("configuration", "candidate")), **words))

@@ -18,6 +18,8 @@ from forensics.errors import BadInput
 MOST_BYTES = 512 * 2**20
 """Of a file, and of everything in an archive: results of a harness are texts of some megabytes."""
 ZSTANDARD = 93
+READ = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, ZSTANDARD)
+"""Ways of packing; others ask for gigabytes before a byte is unpacked."""
 LOCAL_HEADER, NAME_AND_EXTRA = 30, 26
 """Bytes of a member's own header, and where in it the lengths of the two fields behind it stand (APPNOTE.TXT 4.3.7)."""
 MARK = b"PK\x03\x04"
@@ -43,6 +45,8 @@ def members(raw: bytes, where: Path) -> dict[str, zipfile.ZipInfo]:
     found = {info.filename: info for info in listed}
     if len(found) < len(listed):
         raise BadInput("a name stands twice in this archive", where=str(where), hint="write the log again with one run")
+    if any(info.compress_type not in READ for info in listed):
+        raise _damaged(where)
     if sum(info.file_size for info in listed) > MOST_BYTES:
         raise BadInput(
             f"this archive unpacks to more than {MOST_BYTES >> 20} MiB",

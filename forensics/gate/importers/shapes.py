@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
+from forensics.bounds import parsed
 from forensics.errors import BadInput
 from forensics.gate.importers import archive, garak, inspect_log, lm_eval, promptfoo, pyrit
 from forensics.gate.importers.foreign import Foreign
@@ -27,6 +27,8 @@ READ = (
 """What is read, in words."""
 DIVIDED = (promptfoo.FORMAT, pyrit.FORMAT)
 """Formats of which one file may hold several models."""
+MOST_VALUES = 8_000_000
+"""Of JSON in one document: logs with every event of a run hold some millions."""
 HEADER = "header.json"
 
 
@@ -80,7 +82,7 @@ def _of_archive(raw: bytes, path: Path) -> Foreign:
 def _parsed(contents: Iterator[bytes], names: list[str], path: Path) -> Iterator[tuple[str, Any]]:
     for name, content in zip(names, contents, strict=True):
         try:
-            yield f"{path}, {name}", json.loads(content)
+            yield f"{path}, {name}", parsed(content, most=MOST_VALUES)
         except ValueError as error:  # a text that is not UTF-8 is one as well
             raise BadInput(
                 f"this is not JSON: {error}", where=f"{path}, {name}", hint="the log is damaged; copy or write it again"
@@ -89,7 +91,7 @@ def _parsed(contents: Iterator[bytes], names: list[str], path: Path) -> Iterator
 
 def _of_text(text: str, path: Path, chosen: str) -> Foreign | None:
     try:
-        document = json.loads(text) if text.lstrip()[:1] in ("{", "[") else None
+        document = parsed(text, most=MOST_VALUES) if text.lstrip()[:1] in ("{", "[") else None
     except (ValueError, RecursionError):  # several lines, each of which is JSON, or none of it is
         document = None
     if isinstance(document, dict) and inspect_log.fits(document):
