@@ -41,6 +41,8 @@ CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 """Architectures whose blocks store their matrices transposed (transformers' Conv1D)."""
 MAX_PATTERN = 1000
 """Longest rank or alpha pattern that is tried as a regular expression, which PEFT's patterns are."""
+MAX_NUMBER = 1e9
+"""Ranks and alphas are smaller, and a whole number of JSON may be longer than any float."""
 REPEATED_GROUP = re.compile(r"\)\s*[*+{]")
 """A repeated group, which an honest pattern does not need and with which matching can take for ever."""
 
@@ -387,6 +389,6 @@ def _by_pattern(patterns: object, module: str, default: object, name: str) -> fl
         if hit:
             value = its_value
             break
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MAX_NUMBER:
         raise BadInput(f"rank or alpha of {module!r} is {value!r}", where=f"{name}/{CONFIG_NAME}", hint=SAVE_AGAIN)
     return float(value)

@@ -16,6 +16,7 @@ from forensics.errors import BadInput
 
 MOST_BYTES = 256 << 20
 """Of a file that is read whole: lists of prompts, replies and results are smaller."""
+PIECE = 1 << 20
 MOST_VALUES = 4_000_000
 """Of one JSON document: a tokenizer with a vocabulary of 262 thousand has half of that. The worst ones then take half a gigabyte."""
 
@@ -38,9 +39,9 @@ def read_bytes(path: Path, *, most: int = MOST_BYTES, where: str = "") -> bytes:
             )
         if about.st_size > most:
             raise _too_large(where or str(path), most)
-        raw = stream.read(most + 1)
-    if len(raw) > most:  # it grew meanwhile
-        raise _too_large(where or str(path), most)
+        raw = stream.read(about.st_size)
+        if len(raw) == about.st_size and about.st_size < most:  # it may have grown meanwhile; asking for `most` would take as much memory
+            raw += stream.read(min(PIECE, most - about.st_size))
     return raw
 
 

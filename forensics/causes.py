@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from forensics.bounds import read_bytes
 from forensics.errors import BadInput
@@ -138,7 +138,7 @@ def load_causes(folder: Path, *, results_digest: str) -> Causes | None:
         return None
     try:
         found = Causes.model_validate_json(read_bytes(file, most=MOST_BYTES).decode("utf-8"))
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         raise BadInput(
             "the saved investigation cannot be read", where=str(file), hint="remove this file and run `forensics investigate` again"
         ) from error

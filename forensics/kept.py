@@ -196,8 +196,9 @@ def load_card(folder: Path) -> Card:
         raise BadInput(f"this is not a saved probe (schema {found!r}, expected {SCHEMA!r})", where=str(file), hint=WANTED)
     try:
         return kinds[raw["kind"]].model_validate(raw)
-    except ValidationError as error:
-        details = tuple(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+    except ValueError as error:  # half a character in a text is one that is no ValidationError
+        rows = error.errors() if isinstance(error, ValidationError) else []
+        details = tuple(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in rows)
         raise BadInput("this probe.json was changed or is damaged", where=str(file), details=details, hint="fit it again") from error
 
 

@@ -19,6 +19,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from forensics.adapters import Adapter
+from forensics.boundless import refuse_boundless
 from forensics.checkpoint import Checkpoint
 from forensics.errors import CannotCompare, ToolFailed, first_line, is_out_of_memory
 from forensics.placement import is_spread, place, refuse_spread
@@ -269,9 +270,10 @@ def open_model(weights: Checkpoint, *, device: str, surface: Checkpoint | Adapte
 
     Raises:
         CannotCompare: transformers cannot build this model without running the checkpoint's own code, or would fill in
-            weights that the checkpoint does not have; or it has an encoder beside its decoder.
+            weights that the checkpoint does not have; it has an encoder beside its decoder, or could fill any memory (`boundless`).
         ToolFailed: The machine has not enough memory.
     """
+    refuse_boundless(weights, surface or weights)
     target = place(weights, device)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

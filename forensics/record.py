@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
@@ -282,8 +284,10 @@ class AuditRecord(_Written):
         _refuse_other_schemas(raw, where=where)
         try:
             record = cls.model_validate(raw)
-        except ValidationError as error:
-            details = tuple(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+            _refuse_unreadable(record)
+        except ValueError as error:  # half a character in a text is one that is no ValidationError
+            rows = error.errors() if isinstance(error, ValidationError) else []
+            details = tuple(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in rows)
             raise BadInput(
                 f"this audit record does not follow schema {SCHEMA}",
                 where=where,
@@ -297,6 +301,19 @@ class AuditRecord(_Written):
                 hint="the file was edited after the audit; run the audit again, or restore the original",
             )
         return record
+
+
+def _refuse_unreadable(record: AuditRecord) -> None:
+    """Refuse texts that stand for times and numbers, and are none: whoever reads the record would stumble over them.
+
+    Raises:
+        ValueError: One is none.
+    """
+    for time in (record.created, record.valid_until):
+        if datetime.fromisoformat(time).tzinfo is None:
+            raise ValueError("a time without a zone")
+    if not all(math.isfinite(float(band)) for band in record.settings.get("bands", "").split()):
+        raise ValueError("a band that is no number")
 
 
 def _refuse_other_schemas(raw: object, *, where: str) -> None:

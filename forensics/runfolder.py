@@ -18,8 +18,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from forensics.arrays import UNREADABLE, read_arrays
 from forensics.bounds import parsed, read_bytes
 from forensics.errors import BadInput, ForensicsError, ToolFailed
@@ -35,8 +33,8 @@ JOURNAL_NAME = "journal.jsonl"
 ITEMS_NAME = "items.jsonl"
 PROMPTS_NAME = "prompts.jsonl"
 LOCK_NAME = ".lock"
-MOST_RECORD, MOST_LINES = 64 << 20, 1 << 30
-"""Bytes of a record, and of the lines that a run keeps: a million replies of a thousand characters."""
+MOST_RECORD, MOST_LINES = 64 << 20, 512 << 20
+"""Bytes of a record, and of the lines that a run keeps: half a million replies of a thousand characters."""
 ItemKey = tuple[str, str, str, int]
 
 
@@ -220,15 +218,17 @@ class RunFolder:
                 hint="give another folder with --out, or remove this one",
             )
         try:
+            created_at = str(start["created"])
+            datetime.fromisoformat(created_at)
             self.results = [CheckResult.model_validate(row["result"]) for row in journal[1:]]
             for row in _whole_lines(self.path / ITEMS_NAME):
                 item = Item.model_validate(row)
                 self.items.setdefault(key_of(item), item)
-        except (ValidationError, KeyError) as error:
+        except (ValueError, KeyError) as error:
             raise BadInput(
                 "the journal of this run is damaged", where=str(self.path), hint="remove the folder and run the audit again"
             ) from error
-        return str(start["created"])
+        return created_at
 
 
 def key_of(item: Item) -> ItemKey:
@@ -365,7 +365,7 @@ def load_items(folder: Path) -> tuple[Item, ...]:
     file = folder / ITEMS_NAME
     try:
         return tuple(Item.model_validate(row) for row in _lines_of(file))
-    except ValidationError as error:
+    except ValueError as error:  # half a character in a name is one that is no ValidationError
         raise BadInput("a line is not a recorded reply", where=str(file), hint="run the audit again") from error
 
 

@@ -46,6 +46,8 @@ MOST_NEIGHBOURS = 10
 LONGEST_TEXT = 200
 MOST_GROWTH = 10_000
 """By how much rules that put one text in place of another may lengthen a text between them; more could fill any memory."""
+LARGEST_ID = 1 << 24
+"""Of a token: sixteen times the largest vocabulary. Libraries count from 0 to the largest id there is, and keep a list of what is missing."""
 OPENING, CLOSING = "<[{(|", ">]})|"
 """What a token that nobody writes in plain text is set in."""
 
@@ -108,7 +110,7 @@ def load(folder: Folder) -> Tokenizer | None:
     """The folder's tokenizer; None where it cannot be loaded, or could fill any memory with a short text."""
     from transformers import AutoTokenizer  # heavy
 
-    if growth(folder) > MOST_GROWTH:
+    if growth(folder) > MOST_GROWTH or largest_id(folder) > LARGEST_ID:
         return None
 
     def opened() -> tuple[Any, Any, dict[str, str]]:
@@ -191,6 +193,25 @@ def _growth(sections: list[Any]) -> float:
         elif isinstance(value, list):
             stack += value
     return factor
+
+
+def largest_id(folder: Folder) -> int:
+    """The largest id that a folder's tokenizer files give a token, or say that one has.
+
+    Raises:
+        BadInput: One of the files is damaged.
+    """
+    largest = 0
+    for name in sorted(tokenizer_files(folder)):
+        if name.endswith(".json"):
+            whole = read_json(folder.path / name, where=f"{folder.name}/{name}")
+            model, added, kept = whole.get("model"), whole.get("added_tokens"), whole.get("added_tokens_decoder")
+            tables = [model.get("vocab")] if isinstance(model, dict) else [whole]
+            ids = [id for table in tables if isinstance(table, dict) for id in table.values()] if not name.startswith("tokenizer_") else []
+            ids += [row.get("id") for row in added if isinstance(row, dict)] if isinstance(added, list) else []
+            ids += [int(key) for key in kept if key.isdecimal() and len(key) < 20] if isinstance(kept, dict) else []
+            largest = max([largest, *(id for id in ids if isinstance(id, int))])
+    return largest
 
 
 def shadowing(ours: Parts, theirs: Parts, known: Iterable[str]) -> list[str]:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from forensics.boundless import unfolds
 from forensics.case import Case, Check
 from forensics.chat.compare import Comparison, Side, compare
 from forensics.chat.scenes import quoted, scene
@@ -76,8 +77,6 @@ PROMPT_PROBES = 200
 """How many of the audit's own prompts serve as further probes."""
 MOST_TEMPLATES = 12
 """How many different templates are compared; no honest model brings as many, and each may take its time."""
-LONGEST_LIST = 10_000
-"""How long the lists are that transformers may make of a config: one an entry of `num_labels` or layer."""
 MOST_VALUES = 3
 """How many changed settings a claim shows with their values."""
 
@@ -387,7 +386,7 @@ def _words(case: Case, settings: dict[str, Any], keys: list[str]) -> str:
 
 def _effective_configs(base: Checkpoint, candidate: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both configs with defaults filled in where transformers knows the architecture, as differences of version would mislead."""
-    if base.config == candidate.config or any(_unfolds(side.config) for side in (base, candidate)):
+    if base.config == candidate.config or any(unfolds(side.config) for side in (base, candidate)):
         return base.config, candidate.config
     from transformers import AutoConfig  # heavy
 
@@ -399,21 +398,6 @@ def _effective_configs(base: Checkpoint, candidate: Checkpoint) -> tuple[dict[st
     except Exception:  # noqa: BLE001 - a config that makes no sense makes transformers raise anything; it is compared as it stands
         return base.config, candidate.config
     return ours, theirs
-
-
-def _unfolds(config: dict[str, Any]) -> bool:
-    """Whether transformers would make a list of a length that no model has: one entry a layer or label fills any memory."""
-    stack: list[Any] = [config]
-    while stack:
-        value = stack.pop()
-        if isinstance(value, list):
-            stack += value
-        elif isinstance(value, dict):
-            stack += value.values()
-            counts = [one for key, one in value.items() if "layer" in key or "label" in key]
-            if any(isinstance(one, int | float) and one > LONGEST_LIST for one in counts):
-                return True
-    return False
 
 
 def _files(base: Checkpoint, candidate: Checkpoint, found: Differences) -> None:

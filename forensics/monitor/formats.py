@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from forensics.bounds import crowded
 from forensics.monitor.events import (
     EXPECTED,
     NOTHING,
@@ -34,12 +35,16 @@ FEEDBACK_KEYS = ("feedback", "thumb", "thumbs", "rating", "stars")
 FEEDBACK = frozenset(FEEDBACK_KEYS)
 
 
+MOST_ROWS = 100_000
+"""Of one list: a page of an interface holds some hundreds, and one that is nothing but brackets millions."""
 Told = Event | Malformed | None
 """What a thing in a log comes to: an event, why it is none, or nothing, as it tells of something else (a span of a database)."""
 
 
 def read_line(line: bytes) -> list[Told]:
     """What a line of a log tells: one JSON object of any of the formats, or a list of them. Never raises; what cannot be read is among what is told."""
+    if crowded(line):
+        return [Malformed("more values than are read at once")]
     try:
         document = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -55,6 +60,8 @@ def events_of(document: object) -> list[Told]:
     rows = document if isinstance(document, list) else [document]
     if isinstance(document, dict) and isinstance(document.get("data"), list) and "choices" not in document:
         rows = document["data"]  # a page of Langfuse's interface
+    if len(rows) > MOST_ROWS:
+        return [Malformed("a list of more rows than are read at once")]
     told: list[Told] = []
     for row in rows:
         try:

@@ -17,7 +17,9 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from forensics.bounds import crowded
 from forensics.monitor.events import Malformed
+from forensics.monitor.wire import holds_more
 
 Signal = Literal["traces", "logs"]
 NESTING: Mapping[Signal, tuple[str, str, str]] = {
@@ -29,6 +31,8 @@ MOST_BODY = 16 << 20
 """Bytes of a post, as it comes and once it is inflated."""
 MOST_ITEMS = 100_000
 """Spans or log records of one post."""
+MOST_PARTS = 1_000_000
+"""Resources, scopes, attributes, values and events of one post in protobuf, all of them together."""
 IDS = ("traceId", "spanId")
 CODES = {400: 3, 401: 16, 403: 7, 404: 5, 408: 4, 411: 3, 413: 8, 415: 3, 503: 14}
 """Which of gRPC's codes stands for a status of HTTP."""
@@ -105,6 +109,8 @@ def refused(status: int, why: str, *, protobuf: bool) -> bytes:
 
 def _of_protobuf(body: bytes, signal: Signal) -> Iterator[Span | LogRecord]:
     request = ExportTraceServiceRequest() if signal == "traces" else ExportLogsServiceRequest()
+    if holds_more(body, request.DESCRIPTOR, MOST_PARTS):
+        raise TooLarge(f"this post holds more than {MOST_PARTS} things within its spans or records")
     try:
         request.ParseFromString(body)
     except DecodeError:
@@ -123,6 +129,8 @@ def _of_protobuf(body: bytes, signal: Signal) -> Iterator[Span | LogRecord]:
 
 def _of_json(body: bytes, signal: Signal) -> Iterator[Row | None]:
     resources, scopes, items = NESTING[signal]
+    if crowded(body):
+        raise TooLarge("this post holds more values than are read at once")
     try:
         request = orjson.loads(body)
     except orjson.JSONDecodeError:
