@@ -16,6 +16,7 @@ test: lint
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python examples/dependencies.py
 
 organisms: $(STAMP)
 	$(BIN)/python $(ORGANISMS)/build.py

@@ -29,6 +29,7 @@ OTHERS = (
         "an organism behind a server, users whose traffic changes, and a monitor that follows: `python examples/deployment/run.py`",
     ),
     ("examples/demo.py", "what `make demo` runs"),
+    ("examples/dependencies.py", "what `make lint` asks of the advisories"),
     ("tests/", "the house rules, the battery every check faces, and the rest"),
 )
 
