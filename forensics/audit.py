@@ -40,7 +40,7 @@ from forensics.record import (
     sha256_text,
 )
 from forensics.runfolder import RunFolder, load_record
-from forensics.surface import has_tokenizer
+from forensics.surface import Folder, has_tokenizer
 from forensics.workbench import Workbench, spare_threads
 
 CHECKS_OF_THE_CONTRACT = ("weights.edit-kind", "activations.drift", "activations.refusal-direction", "triggers.search")
@@ -355,8 +355,10 @@ def guarded(look: Callable[[Case], CheckResult], id: str, case: Case) -> CheckRe
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except ForensicsError as error:
+        refuse_vanished(case)
         result = CheckResult(check=id, configuration=case.configuration, status=Status.INCONCLUSIVE, reason=error.reason)
     except BaseException as error:
+        refuse_vanished(case)
         if is_out_of_memory(error):
             raise ToolFailed("there is not enough memory", where=id, hint="use a smaller --batch-size; the same command resumes") from error
         result = CheckResult(
@@ -367,6 +369,21 @@ def guarded(look: Callable[[Case], CheckResult], id: str, case: Case) -> CheckRe
             traceback=traceback.format_exc(),
         )
     return result.model_copy(update={"seconds": round(time.monotonic() - start, 3)})
+
+
+def refuse_vanished(case: Case) -> None:
+    """Refuse to go on where a file that was there at the beginning is gone: what a check makes of that says nothing about the candidate.
+
+    Raises:
+        ToolFailed: One is gone; what was finished is kept.
+    """
+    folders: tuple[Folder, ...] = (case.base, case.candidate, *case.adapters, *case.parents, *case.controls)
+    for folder in folders:
+        gone = next((name for name in folder.files if not (folder.path / name).is_file()), None)
+        if gone is not None:
+            raise ToolFailed(
+                "a file vanished while it was examined", where=f"{folder.name}/{gone}", hint="put it back; the same command resumes"
+            )
 
 
 def _write_queue(cases: Sequence[Case], run_folder: RunFolder) -> None:

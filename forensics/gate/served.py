@@ -29,6 +29,9 @@ TRY_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 """Seconds before a request is made again: doubled each time, or what the server asks for."""
 WORDS_SHOWN = 200
+MOST_ANSWER, PIECE = 16 << 20, 1 << 16
+"""Bytes of an answer, once it is unpacked, and of what is read of it at once: a server may send a bomb."""
+HUSHED = "(key)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,22 +242,21 @@ async def _asked(client: httpx.AsyncClient, endpoint: Endpoint, url: str, form: 
     while True:
         trouble, asked_for = "", 0.0
         try:
-            answer = await client.post(f"{url.rstrip('/')}/{form.path}", json=asked | how)
+            answer = await _post(client, f"{url.rstrip('/')}/{form.path}", asked | how, endpoint.key)
         except httpx.HTTPError as error:
-            trouble = f"{type(error).__name__}: {error}".strip(": ")
-            trouble = trouble.replace(endpoint.key, "(key)") if endpoint.key else trouble
+            trouble = _hushed(f"{type(error).__name__}: {error}".strip(": "), endpoint.key)
         else:
             if answer.status_code == httpx.codes.OK:
                 said = form.read(answer)
                 if said is not None:
-                    return said, True
+                    return _hushed(said, endpoint.key), True
                 trouble = f"its answer is not {form.called}: {answer.text[:WORDS_SHOWN]!r}"
             elif answer.status_code in TRY_AGAIN:
-                trouble, asked_for = f"HTTP {answer.status_code} {_words(answer)}", _retry_after(answer)
+                trouble, asked_for = f"HTTP {answer.status_code} {_hushed(_words(answer), endpoint.key)}", _retry_after(answer)
             elif answer.status_code in (400, 413, 422) and not _about_the_model(answer, model):
-                return _words(answer), False
+                return _hushed(_words(answer), endpoint.key), False
             else:
-                raise _refusal(answer, f"{url.rstrip('/')}/{form.path}", model)
+                raise _refusal(answer, f"{url.rstrip('/')}/{form.path}", model, endpoint.key)
         wait_for = min(LONGEST_WAIT, max(wait, asked_for))
         if time.monotonic() - start + wait_for > endpoint.patience:
             raise ToolFailed(
@@ -264,6 +266,28 @@ async def _asked(client: httpx.AsyncClient, endpoint: Endpoint, url: str, form: 
             )
         await asyncio.sleep(wait_for)
         wait *= 2
+
+
+async def _post(client: httpx.AsyncClient, url: str, asked: dict[str, Any], key: str) -> httpx.Response:
+    """The answer to a request, without the key should the server repeat it.
+
+    Raises:
+        httpx.HTTPError: It could not be had, or is larger than any answer, once it is unpacked.
+    """
+    content = bytearray()
+    async with client.stream("POST", url, json=asked) as answer:
+        async for part in answer.aiter_bytes(PIECE):
+            content += part
+            if len(content) > MOST_ANSWER:
+                raise httpx.DecodingError(f"an answer of more than {MOST_ANSWER >> 20} MiB", request=answer.request)
+    whole = bytes(content).replace(key.encode("ascii"), HUSHED.encode("ascii")) if key else bytes(content)
+    told = {name: answer.headers[name] for name in ("retry-after", "content-type") if name in answer.headers}
+    return httpx.Response(answer.status_code, headers=told, content=whole, request=answer.request)
+
+
+def _hushed(text: str, key: str) -> str:
+    """A text of a server's without the key, which it may have spelled in JSON's own way."""
+    return text.replace(key, HUSHED) if key else text
 
 
 def _said(answer: httpx.Response) -> str | None:
@@ -303,12 +327,14 @@ def _about_the_model(answer: httpx.Response, model: str) -> bool:
     return "model" in words and (model.lower() in words or "not found" in words or "does not exist" in words)
 
 
-def _refusal(answer: httpx.Response, url: str, model: str) -> BadInput:
+def _refusal(answer: httpx.Response, url: str, model: str, key: str) -> BadInput:
     hints = {401: f"set {KEY_VARIABLES[0]} to the server's key", 403: f"set {KEY_VARIABLES[0]} to a key that may use it"}
     hint = hints.get(answer.status_code, "check the address (it ends in /v1) and the names of models, which `GET /v1/models` lists")
     if answer.status_code in (404, 405) and not url.endswith("/chat/completions"):
         hint += "; a bare text goes to /completions, which servers of chats alone do not have"
-    return BadInput(f"the server refuses: HTTP {answer.status_code} {_words(answer)}", where=f"{_shown(url)} ({model})", hint=hint)
+    return BadInput(
+        f"the server refuses: HTTP {answer.status_code} {_hushed(_words(answer), key)}", where=f"{_shown(url)} ({model})", hint=hint
+    )
 
 
 def _retry_after(answer: httpx.Response) -> float:
