@@ -60,7 +60,19 @@ def read_header(path: Path, *, file: str) -> tuple[TensorInfo, ...]:
     tensors = [_tensor(name, claim, file=file, data_start=data_start) for name, claim in header.items()]
     tensors.sort(key=lambda tensor: (tensor.start, tensor.end))
     _refuse_gaps(tensors, data_start=data_start, size=size, file=file)
+    _refuse_what_the_library_refuses(path, file)
     return tuple(tensors)
+
+
+def _refuse_what_the_library_refuses(path: Path, file: str) -> None:
+    """Refuse a header that we read and the library does not (a NaN where nobody looks is one): the model could not be loaded."""
+    from safetensors import SafetensorError, safe_open  # not at import: most pages need no header
+
+    try:
+        with safe_open(path, framework="np"):
+            return
+    except (SafetensorError, OSError, MemoryError, ValueError) as error:
+        raise _damaged(file, f"the safetensors library refuses it ({str(error)[:200]})") from error
 
 
 def read_metadata(path: Path, *, file: str) -> dict[str, str]:
