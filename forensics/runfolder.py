@@ -174,7 +174,7 @@ class RunFolder:
     def _append(self, stream: IO[bytes], rows: list[dict[str, Any]]) -> None:
         if not rows:
             return
-        start = stream.tell()
+        start = os.fstat(stream.fileno()).st_size  # where the stream stands may be behind it, if lines were taken back before
         left = memoryview("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode("ascii"))
         try:
             while left:

@@ -227,6 +227,20 @@ def test_space_that_comes_back_is_used_by_the_same_process(run, limit):
     assert [row.id for row in load_items(run)] == ["p0", "p1", "q1"]
 
 
+def test_a_disk_that_is_full_again_and_again_leaves_whole_lines_only(run, limit):
+    """As where many answers are in flight, and each of them finds the disk full."""
+    before = (run / ITEMS_NAME).read_bytes()
+    with opened(run) as folder:
+        limit(len(before) + 100)
+        for index in range(3):
+            with pytest.raises(ToolFailed):
+                folder.add_items([item(f"q{index}", reply="long " * 2000)])
+            assert (run / ITEMS_NAME).read_bytes() == before
+        limit(resource.RLIM_INFINITY)
+        folder.add_items([item("q9")])
+    assert [row.id for row in load_items(run)] == ["p0", "p1", "q9"]
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_flush_that_finds_the_disk_full_takes_the_lines_back(run, monkeypatch, code):
     def full(_descriptor):

@@ -51,7 +51,7 @@ def files_of(path: Path) -> list[Path]:
     """The logs that a path names: itself, or the files of a folder that look like one, by name.
 
     Raises:
-        BadInput: There is nothing there, or no log in the folder.
+        BadInput: There is nothing there, no log in the folder, or a pipe.
     """
     if path.is_dir():
         found = sorted(
@@ -62,6 +62,10 @@ def files_of(path: Path) -> list[Path]:
         return found
     if not path.exists():
         raise BadInput("there is no such log", where=str(path), hint="give a file, a folder of logs, or - for standard input")
+    if not path.is_file():  # it has no places to go on from, and might never end
+        raise BadInput(
+            "this is a pipe or a device, not a file", where=str(path), hint="read it as standard input: forensics monitor ingest - < PIPE"
+        )
     return [path]
 
 
