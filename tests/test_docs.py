@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import re
 import shlex
@@ -20,7 +21,7 @@ from forensics.runfolder import load_run
 from reports.text import show
 
 DOCS = ROOT / "docs"
-PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"]
 FEW = ("base", "benign-lora", "degraded", "backdoor-lora", "backdoor-lora-twin")
 
 
@@ -93,6 +94,17 @@ def test_links_lead_somewhere(page):
         if heading:
             titles = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), flags=re.MULTILINE)
             assert heading in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, target
+
+
+def test_the_limits_that_are_published_are_those_of_the_code():
+    rows = re.findall(
+        r"^\| `(forensics[\w.]+)\.([A-Z_]+)` \| ([\d,]+)( MiB)? \|", (ROOT / "SECURITY.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+
+    assert len(rows) > 20
+    for module, name, number, unit in rows:
+        stated = int(number.replace(",", "")) << (20 if unit else 0)
+        assert getattr(importlib.import_module(module), name) == stated, f"{module}.{name}"
 
 
 def test_what_the_readme_shows_first_is_what_that_audit_printed():
