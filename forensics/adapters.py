@@ -41,6 +41,10 @@ CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 """Architectures whose blocks store their matrices transposed (transformers' Conv1D)."""
 MAX_PATTERN = 1000
 """Longest rank or alpha pattern that is tried as a regular expression, which PEFT's patterns are."""
+REPEAT = re.compile(r"(?<!\\)(?:\\\\)*(?:[*+{]\??|(?<!\()\?)")
+LETTERS, MOST_WAYS = 80, 1_000_000
+"""Of a module's name, and the ways in which all patterns together may try to match one: each repetition multiplies them by its length, each
+group by its branches."""
 MAX_NUMBER = 1e9
 """Ranks and alphas are smaller, and a whole number of JSON may be longer than any float."""
 REPEATED_GROUP = re.compile(r"\)\s*[*+{]")
@@ -134,8 +138,11 @@ def _refuse_unsupported(config: dict[str, Any], name: str) -> None:
         )
     for option in ("target_modules", "exclude_modules", "layers_pattern"):
         pattern = config.get(option)
-        if isinstance(pattern, str) and (len(pattern) > MAX_PATTERN or REPEATED_GROUP.search(pattern)):
-            raise BadInput(f"`{option}` is too long a pattern or repeats a group", where=f"{name}/{CONFIG_NAME}", hint=SAVE_AGAIN)
+        if isinstance(pattern, str) and _never_ends([pattern]):
+            raise BadInput(f"`{option}` is too long a pattern or repeats too much", where=f"{name}/{CONFIG_NAME}", hint=SAVE_AGAIN)
+    for option in ("rank_pattern", "alpha_pattern"):
+        if isinstance(patterns := config.get(option), dict) and _never_ends(patterns):
+            raise BadInput(f"`{option}` holds too long a pattern, or repeats too much", where=f"{name}/{CONFIG_NAME}", hint=SAVE_AGAIN)
     used = [option for option in UNSUPPORTED if config.get(option)]
     wholes = config.get("modules_to_save")
     if wholes is not None and not (isinstance(wholes, list) and all(isinstance(one, str) and one for one in wholes)):
@@ -376,12 +383,23 @@ def _upwards(module: str) -> Iterator[str]:
         module = module.rpartition(".")[0]
 
 
+def _never_ends(patterns: Iterable[str]) -> bool:
+    """Whether trying patterns could take for ever: one repeats a group, or there are too many ways to divide a name among them."""
+    ways = 0.0
+    for pattern in patterns:
+        if len(pattern) > MAX_PATTERN or REPEATED_GROUP.search(pattern):
+            return True
+        groups = max(1, pattern.count("("))
+        ways += min(LETTERS ** len(REPEAT.findall(pattern)), 2 * MOST_WAYS) * min(
+            (1 + pattern.count("|") / groups) ** groups, 2.0 * MOST_WAYS
+        )
+    return ways > MOST_WAYS
+
+
 def _by_pattern(patterns: object, module: str, default: object, name: str) -> float:
     """The rank or alpha of `module`: the first pattern that matches the end of its name, as PEFT does it."""
     value = default
     for pattern, its_value in patterns.items() if isinstance(patterns, dict) else ():
-        if len(pattern) > MAX_PATTERN or REPEATED_GROUP.search(pattern):
-            raise BadInput("a rank or alpha pattern is too long or repeats a group", where=f"{name}/{CONFIG_NAME}", hint=SAVE_AGAIN)
         try:
             hit = re.match(rf"(.*\.)?({pattern})$", module)
         except re.error as error:

@@ -174,7 +174,11 @@ def is_prose(name: str) -> bool:
 def hash_files(path: Path) -> dict[str, str]:
     """sha256 of every regular file under `path`, by relative name; hidden folders (.git, .cache) are left out."""
     hashes = {}
-    for file in sorted(path.rglob("*")):
+    try:
+        every = sorted(path.rglob("*"))
+    except RecursionError as error:
+        raise BadInput("folders lie in each other without end here", where=path.name, hint="no model needs that; get it again") from error
+    for file in every:
         relative = file.relative_to(path)
         if any(part.startswith(".") for part in relative.parts[:-1]):
             continue

@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 import tiny
 from cases import ROOT, command, environment, record, result, saved_run, tiny_prompts, write_rows
-from fuzz_targets import checkpoint
+from fuzz_targets import as_safetensors, checkpoint, plain_tensors
 from serving import completion, serving
 
 from forensics import arrays, bounds, tokenizing
+from forensics.adapters import open_adapter
 from forensics.arrays import read_arrays
 from forensics.boundless import refuse_boundless
 from forensics.bounds import crowded, parsed, read_bytes
@@ -320,6 +321,50 @@ def test_a_config_that_asks_for_lists_without_end_is_not_loaded(key, value, mode
     (model / "config.json").write_text(json.dumps(whole | {key: value}))
     with pytest.raises(CannotCompare, match="more layers or labels"):
         refuse_boundless(open_checkpoint(str(model)), open_checkpoint(str(model)))
+
+
+PATTERNS = {
+    "a repeated group": "(a+)+b", "many stars": ".*" * 30 + "#", "many options": "a?" * 40 + "#", "many groups": "(.|.)" * 40 + "#",
+    "counted": "a{1,9}" * 12 + "#", "long": "a" * 5000,
+}  # fmt: skip
+HONEST = (
+    r".*\.(0|1|2|3|4|5|6|7)\.self_attn\.(q|k|v|o)_proj",
+    r"^model\.layers\.\d+\..*q_proj$",
+    "q_proj",
+    r"layers\.(?:1|2)\.mlp",
+    r".*?\.q_proj",
+)
+
+
+@pytest.mark.parametrize("option", ["rank_pattern", "alpha_pattern", "target_modules", "exclude_modules"])
+@pytest.mark.parametrize("name", PATTERNS)
+def test_a_pattern_that_could_be_tried_for_ever_is_refused(name, option, tmp_path):
+    base = open_checkpoint(str(checkpoint(tmp_path / "base")))
+    whole = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "bias": "none"}
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    stem = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    (adapter / "adapter_model.safetensors").write_bytes(
+        as_safetensors(plain_tensors({f"{stem}A.weight": (2, 4), f"{stem}B.weight": (4, 2)}))
+    )
+    for pattern in HONEST:
+        given = {pattern: 2} if option.endswith("_pattern") else pattern
+        (adapter / "adapter_config.json").write_text(json.dumps(whole | {option: given}))
+        assert open_adapter(str(adapter), base).changes
+    given = {PATTERNS[name]: 2} if option.endswith("_pattern") else PATTERNS[name]
+    (adapter / "adapter_config.json").write_text(json.dumps(whole | {option: given}))
+    with pytest.raises(BadInput, match=r"repeats too much"):
+        open_adapter(str(adapter), base)
+
+
+def test_folders_in_each_other_without_end_are_one_error(model):
+    nest = "import os, sys; os.chdir(sys.argv[1]); [(os.mkdir('a'), os.chdir('a')) for _ in range(1500)]"
+    subprocess.run([sys.executable, "-c", nest, str(model)], check=True)
+    try:
+        with pytest.raises(BadInput, match="without end"):
+            open_checkpoint(str(model))
+    finally:
+        subprocess.run(["rm", "-rf", str(model)], check=True)  # what removes temporary folders recurses as well
 
 
 # --- other files, and files that never end -----------------------------------------------------------------------------
