@@ -284,7 +284,6 @@ class AuditRecord(_Written):
         _refuse_other_schemas(raw, where=where)
         try:
             record = cls.model_validate(raw)
-            _refuse_unreadable(record)
         except ValueError as error:  # half a character in a text is one that is no ValidationError
             rows = error.errors() if isinstance(error, ValidationError) else []
             details = tuple(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in rows)
@@ -300,20 +299,24 @@ class AuditRecord(_Written):
                 where=where,
                 hint="the file was edited after the audit; run the audit again, or restore the original",
             )
+        _refuse_unreadable(record, where=where)
         return record
 
 
-def _refuse_unreadable(record: AuditRecord) -> None:
-    """Refuse texts that stand for times and numbers, and are none: whoever reads the record would stumble over them.
-
-    Raises:
-        ValueError: One is none.
-    """
-    for time in (record.created, record.valid_until):
-        if datetime.fromisoformat(time).tzinfo is None:
-            raise ValueError("a time without a zone")
-    if not all(math.isfinite(float(band)) for band in record.settings.get("bands", "").split()):
-        raise ValueError("a band that is no number")
+def _refuse_unreadable(record: AuditRecord, *, where: str) -> None:
+    """Refuse texts that stand for times and numbers, and are none, and a verdict that contradicts itself: whoever reads the record would stumble over them."""
+    verdict, what = record.verdict, ""
+    try:
+        if any(datetime.fromisoformat(time).tzinfo is None for time in (record.created, record.valid_until)):
+            what = "a time without a zone"
+        if not all(math.isfinite(float(band)) for band in record.settings.get("bands", "").split()):
+            what = "a band that is no number"
+    except ValueError:
+        what = "a time or a band that is none"
+    if verdict.exit_code != EXIT_CODES[verdict.action] or verdict.action != strictest(list(verdict.by_configuration.values())):
+        what = "an action that is not that of its exit code, or of its configurations"
+    if what:
+        raise BadInput(f"this audit record holds {what}", where=where, hint="it was made by hand, or by another tool; run the audit again")
 
 
 def _refuse_other_schemas(raw: object, *, where: str) -> None:

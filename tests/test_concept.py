@@ -292,7 +292,7 @@ def test_a_card_larger_than_any_is_not_read(tmp_path):
     with (tmp_path / RECORD).open("wb") as stream:
         stream.truncate(MAX_CARD_BYTES + 1)
 
-    with pytest.raises(BadInput, match="larger than any"):
+    with pytest.raises(BadInput, match="larger than"):
         load_card(tmp_path)
 
 

@@ -40,6 +40,7 @@ from forensics.monitor.formats import read_line
 from forensics.monitor.wire import SMALL, holds_more
 from forensics.people.queue import load_queue
 from forensics.prompts import load_prompts
+from forensics.record import CheckResult, Verdict, digest_results
 from forensics.runfolder import SavedRun, load_items, load_record, load_run
 from forensics.templates import Scene, TemplateFailed, render_scene
 
@@ -538,3 +539,24 @@ def test_an_answer_larger_than_any_is_not_taken_in(tmp_path, monkeypatch):
 
     with pytest.raises(httpx.DecodingError, match="more than 1 MiB"):
         asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda whole: whole | {"created": "yesterday"},
+        lambda whole: whole | {"valid_until": "2027-01-15T12:00:00"},
+        lambda whole: whole | {"settings": {"bands": "5 ten 30"}},
+        lambda whole: whole | {"settings": {"bands": "nan"}},
+        lambda whole: whole | {"verdict": whole["verdict"] | {"exit_code": 0 if whole["verdict"]["exit_code"] else 20}},
+        lambda whole: whole | {"verdict": whole["verdict"] | {"by_configuration": {"candidate": "BLOCK"}}},
+    ],
+)
+def test_a_record_that_contradicts_itself_is_refused_though_its_digest_is_right(change, run):
+    whole = json.loads((run / "audit.json").read_text())
+    changed = change(whole) | {"contents": None}
+    verdict = Verdict.model_validate(changed["verdict"])
+    results = tuple(CheckResult.model_validate(row) for row in changed["results"])
+    (run / "audit.json").write_text(json.dumps(changed | {"results_digest": digest_results(results, verdict)}))
+    with pytest.raises(BadInput, match="record"):
+        load_record(str(run))
