@@ -174,12 +174,13 @@ def _numbered(told: Attributes, stems: tuple[str, ...]) -> list[Attributes] | No
         key = rest.removeprefix("message.")
         turn = turns.setdefault(int(place), {})
         if key.startswith("contents.") and key.endswith(".text"):
-            turn["content"] = "\n".join(part for part in (turn.get("content"), text_of(value)) if part)
+            turn["content"] = "\n".join(part for part in (text_of(turn.get("content")), text_of(value)) if part)
         elif key.startswith("tool_calls."):
-            turn.setdefault("tool_calls", [])
+            called = turn.get("tool_calls")
+            called = turn["tool_calls"] = called if isinstance(called, list) else []
             index = key.split(".")[1]
-            if index not in turn["tool_calls"]:
-                turn["tool_calls"].append(index)
+            if index not in called:
+                called.append(index)
         else:
             turn[key] = value
     return [turns[place] for place in sorted(turns)] or None
