@@ -25,6 +25,7 @@ from forensics.errors import CannotCompare, ToolFailed, first_line, is_out_of_me
 from forensics.placement import is_spread, place, refuse_spread
 from forensics.prompts import Message, Prompt
 from forensics.templates import TemplateFailed, render_template, writes_content_only
+from forensics.tokenizing import quiet_library
 from forensics.wardrobe import Wardrobe
 
 PROBE_REPLY = "Zebra."
@@ -275,7 +276,7 @@ def open_model(weights: Checkpoint, *, device: str, surface: Checkpoint | Adapte
     """
     refuse_boundless(weights, surface or weights)
     target = place(weights, device)
-    transformers.utils.logging.set_verbosity_error()
+    quiet_library()
     transformers.utils.logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(str((surface or weights).path), trust_remote_code=False, local_files_only=True)

@@ -113,6 +113,8 @@ def load(folder: Folder) -> Tokenizer | None:
     if growth(folder) > MOST_GROWTH or largest_id(folder) > LARGEST_ID:
         return None
 
+    quiet_library()
+
     def opened() -> tuple[Any, Any, dict[str, str]]:
         inner = AutoTokenizer.from_pretrained(str(folder.path), trust_remote_code=False, local_files_only=True)
         backend = getattr(inner, "backend_tokenizer", None)
@@ -125,6 +127,13 @@ def load(folder: Folder) -> Tokenizer | None:
     inner, whole, special = found
     parts = parts_in_files(folder) if whole is None else Parts(sections=parts_of(whole), flags=flags_of(whole))
     return Tokenizer(inner=inner, parts=parts, special_tokens=special)
+
+
+def quiet_library() -> None:
+    """Have transformers say nothing while it reads a stranger's files: its warnings quote them as they are, and a terminal obeys what stands in them."""
+    from transformers.utils import logging  # heavy
+
+    logging.set_verbosity(logging.CRITICAL)
 
 
 def _unless_it_breaks(work: Callable[[], Found]) -> Found | None:

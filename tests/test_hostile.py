@@ -435,6 +435,18 @@ def test_no_module_can_unpickle_or_evaluate():
     assert wrong == []
 
 
+def test_what_a_config_or_tokenizer_says_reaches_no_terminal_raw(model, tmp_path):
+    colour = "\x1b[31mred"
+    other = checkpoint(tmp_path / "other", rope_parameters={"rope_type": colour}, rope_scaling={"rope_type": colour}, model_type="llama")
+    told = json.loads((other / "tokenizer_config.json").read_text()) | {"tokenizer_class": colour, "chat_template": colour}
+    (other / "tokenizer_config.json").write_text(json.dumps(told))
+    words = command("audit", model, other, "--only", "files.surface", "--out", tmp_path / "run")
+    done = subprocess.run(words, env=environment(), cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (tmp_path / "run" / "audit.json").exists(), done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "red" in (tmp_path / "run" / "audit.json").read_text()  # it was read
+
+
 # --- the network, and keys -----------------------------------------------------------------------------------------------
 
 GUARD = """

@@ -8,7 +8,7 @@ Needs `pip install 'model-forensics[fuzz]'` (atheris). Each target (`fuzz_target
 A `BadInput` is fine. Any other exception, a crash, ten seconds over one input, or a gigabyte of memory beyond what the libraries took is a fault:
 its bytes are kept in DIR/faults/TARGET/ with the traceback beside them, and counted if they are one again in a new process. What reached new code stays in
 DIR/TARGET/, so that the next piece goes on from there. Every piece adds a line to `results/fuzz.jsonl`; --table prints what they come to; --merge puts into
-tests/data/fuzz/ the smallest of what was kept that still covers all of it, files of up to 4 KiB, where a test feeds them again.
+tests/data/fuzz/ the smallest of what was kept that reach lines of our code that the seeds do not, where a test feeds them again.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import ledger
@@ -38,6 +39,8 @@ LONGEST = 16_384
 """Bytes of an input: long files reach little that short ones do not, and limits on size have tests of their own."""
 KEPT_BYTES, KEPT_FILES = 4096, 12
 """What --merge puts beside the seeds: no larger files, and no more of them a target."""
+MERGED_WITHIN = 60
+"""Seconds for which --merge looks through the files of a target."""
 COVERAGE = re.compile(r"(INITED|NEW|REDUCE|pulse|DONE)\s+cov: (\d+) ft: (\d+)")
 RUNS = re.compile(r"stat::number_of_executed_units:\s*(\d+)")
 
@@ -209,18 +212,45 @@ def keep(error: Exception, data: bytes, faults: Path, seen: set[str]) -> None:
 
 
 def merge(name: str, corpus: Path) -> None:
-    """Put the smallest inputs that cover what all of them cover beside the seeds of a target."""
-    from fuzz_targets import SEEDS
+    """Put what reaches lines of our code that the seeds do not beside them, the smallest first."""
+    from fuzz_targets import SEEDS, TARGETS
 
+    known = {file.read_bytes() for file in (SEEDS / name).iterdir()}
+    small = sorted((file for file in (corpus / name).iterdir() if file.stat().st_size <= KEPT_BYTES), key=lambda file: file.stat().st_size)
     with tempfile.TemporaryDirectory() as folder:
-        words = ["-merge=1", f"-max_len={KEPT_BYTES}", folder, str(SEEDS / name), str(corpus / name)]
-        subprocess.run([sys.executable, __file__, "child", name, folder, *words], env=environment(), capture_output=True, check=True)
-        small = sorted((file for file in Path(folder).iterdir() if file.stat().st_size <= KEPT_BYTES), key=lambda file: file.stat().st_size)
-        known = {file.read_bytes() for file in (SEEDS / name).iterdir()}
-        new = [file for file in small if file.read_bytes() not in known]
-        for file in new[:: max(1, len(new) // KEPT_FILES)][:KEPT_FILES]:
-            (SEEDS / name / f"found-{file.name[:12]}").write_bytes(file.read_bytes())
-        print(f"{name}: {len(new)} inputs cover more than the seeds; {min(len(new), KEPT_FILES)} of them are kept")
+        feed = warm(name, TARGETS[name].prepare(Path(folder)))
+        reached = set().union(*(lines_reached(feed, content) for content in known))
+        until, kept = time.monotonic() + MERGED_WITHIN, 0
+        for file in small:
+            if kept == KEPT_FILES or time.monotonic() > until:
+                break
+            new = lines_reached(feed, content := file.read_bytes()) - reached
+            if new and content not in known:
+                (SEEDS / name / f"found-{file.name[:12]}").write_bytes(content)
+                reached |= new
+                kept += 1
+    print(f"{name}: {kept} of {len(small)} are kept", flush=True)
+
+
+def lines_reached(feed: Callable[[bytes], None], data: bytes) -> set[tuple[str, int]]:
+    """Lines of our own modules that are run when `data` is fed."""
+    from fuzz_targets import tried
+
+    seen: set[tuple[str, int]] = set()
+    rooms = tuple(str(ROOT / room) for room in ("forensics", "reports"))
+
+    def trace(frame: FrameType, _event: str, _given: object) -> Any:
+        if not frame.f_code.co_filename.startswith(rooms):
+            return None
+        seen.add((frame.f_code.co_filename, frame.f_lineno))
+        return trace
+
+    sys.settrace(trace)
+    try:
+        tried(feed, data)
+    finally:
+        sys.settrace(None)
+    return seen
 
 
 def table() -> int:

@@ -41,7 +41,7 @@ from forensics.surface import (
     special_tokens,
     token_map,
 )
-from forensics.tokenizing import TEXTS, changed_files, changed_sections, load, shadowing, telling_texts, tokenizer_files
+from forensics.tokenizing import TEXTS, changed_files, changed_sections, load, quiet_library, shadowing, telling_texts, tokenizer_files
 
 ID = "files.surface"
 COSMETIC = {
@@ -390,6 +390,7 @@ def _effective_configs(base: Checkpoint, candidate: Checkpoint) -> tuple[dict[st
         return base.config, candidate.config
     from transformers import AutoConfig  # heavy
 
+    quiet_library()
     try:
         ours, theirs = (
             AutoConfig.from_pretrained(str(side.path), trust_remote_code=False, local_files_only=True).to_dict()
