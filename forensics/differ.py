@@ -80,6 +80,7 @@ def _measure(case: Case) -> Iterator[tuple[str, Profile]]:
         meter = Meter(
             shape=(rows, pair.base.elements // max(1, rows)),
             rank_cap=0 if delta is not None and factored else caps.of(role),
+            dense=role in caps.dense,
             thin_columns=writes,
             rounded=all(change.rounded for change in worn),
         )
@@ -107,6 +108,8 @@ class _Caps:
     """
 
     by_role: dict[str, int] = field(default_factory=dict)
+    dense: set[str] = field(default_factory=set)
+    """Roles whose last matrix had as many as were looked for: the next one is asked for so many at once."""
 
     def of(self, role: str) -> int:
         return self.by_role.get(role, DEEPEST)
@@ -114,7 +117,10 @@ class _Caps:
     def learn(self, role: str, found: Spectrum | None) -> None:
         from probes.spectra import DEFAULT_CAP  # heavy: brings torch
 
-        if found is None or not found.resolved or role in self.by_role:
+        if found is None or not found.resolved:
+            return
+        (self.dense.add if found.capped else self.dense.discard)(role)
+        if role in self.by_role:
             return
         ends = found.low and found.seen > DEFAULT_CAP
         self.by_role[role] = min(DEEPEST, 2 * found.seen) if ends else DEFAULT_CAP
