@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import cli_canary
+import cli_cost
 import cli_gate
 import cli_monitor
 import cli_options as opt
@@ -280,6 +281,7 @@ def policy() -> None:
         typer.echo(default_policy_text(), nl=False)
 
 
+app.command(epilog=cli_cost.EXAMPLES)(telling(cli_cost.cost))
 for showing, examples in cli_report.VERBS:
     app.command(epilog=examples or None)(telling(showing))
 for around in cli_people.VERBS:

@@ -80,6 +80,7 @@ def tree() -> str:
         ROOT / "cli_options.py",
         ROOT / "cli_gate.py",
         ROOT / "cli_canary.py",
+        ROOT / "cli_cost.py",
         ROOT / "cli_people.py",
         ROOT / "cli_report.py",
         ROOT / "cli_monitor.py",

@@ -5,6 +5,7 @@ from __future__ import annotations
 MAY_IMPORT = {
     "cli": {
         "cli_canary",
+        "cli_cost",
         "cli_gate",
         "cli_monitor",
         "cli_options",
@@ -17,6 +18,7 @@ MAY_IMPORT = {
     },
     "cli_canary": {"cli_monitor", "cli_options", "reports", "forensics"},
     "cli_report": {"cli_walk", "reports", "forensics"},
+    "cli_cost": {"cli_options", "reports", "forensics"},
     "cli_gate": {"cli_options", "cli_walk", "reports", "forensics"},
     "cli_monitor": {"cli_options", "reports", "forensics"},
     "cli_walk": {"cli_options", "reports", "forensics"},
@@ -178,6 +180,8 @@ FLOORS = (
         "parting",
         "quarry",
         "chosen",
+        "outlay",
+        "rates",
     ),
     ("checks",),
     (
