@@ -18,51 +18,60 @@ EXAMPLES = (
 )
 
 
+Parameters = Annotated[float, typer.Option("--parameters", rich_help_panel=MODEL, help="Weights of the model.")]
+Active = Annotated[
+    float | None, typer.Option("--active", rich_help_panel=MODEL, help="Of a mixture of experts: weights that act at each token.")
+]
+Dtype = Annotated[str, typer.Option("--dtype", rich_help_panel=MODEL, help="float32, bf16, fp16, fp8, int8 or 4bit, as stored.")]
+Prompts = Annotated[int, typer.Option("--prompts", rich_help_panel=ASKED, min=1, help="Prompts put to both models.")]
+PromptTokens = Annotated[float, typer.Option("--prompt-tokens", rich_help_panel=ASKED, min=1, help="Tokens of one.")]
+Candidates = Annotated[int, typer.Option("--candidates", rich_help_panel=ASKED, min=1, help="Candidates, each audited by itself.")]
+Machines = Annotated[int, typer.Option("--machines", rich_help_panel=MACHINE, min=1, help="Machines that share the candidates.")]
+MaxHours = Annotated[
+    float | None,
+    typer.Option("--max-hours", rich_help_panel=MACHINE, min=0.01, help="As many machines as finish within so many hours."),
+]
+Measured = Annotated[bool, typer.Option("--measure", rich_help_panel=MACHINE, help="Measure this machine's rates (under a minute).")]
+Folder = Annotated[Path, typer.Option("--folder", rich_help_panel=MACHINE, help="With --measure: on the disk that holds the models.")]
+Gpu = Annotated[str, typer.Option("--gpu", rich_help_panel=MACHINE, help="a100, h100, h200 or l40s: shares of its data sheet.")]
+Gpus = Annotated[int, typer.Option("--gpus", rich_help_panel=MACHINE, min=1, help="GPUs of a machine.")]
+Processes = Annotated[int, typer.Option("--processes", rich_help_panel=MACHINE, min=1, help="Processes of the weight diff at once.")]
+Disk = Annotated[float | None, typer.Option("--disk", rich_help_panel=MACHINE, metavar="MB/s", help="What the disk reads.")]
+Hashed = Annotated[float | None, typer.Option("--hash", rich_help_panel=MACHINE, metavar="MB/s", help="Of sha256.")]
+Differ = Annotated[float | None, typer.Option("--differ", rich_help_panel=MACHINE, metavar="M/s", help="Million weights of one process.")]
+Flops = Annotated[float | None, typer.Option("--flops", rich_help_panel=MACHINE, help="Operations a second that a device reaches.")]
+Bandwidth = Annotated[
+    float | None, typer.Option("--bandwidth", rich_help_panel=MACHINE, metavar="GB/s", help="What a device carries from its memory.")
+]
+Memory = Annotated[float | None, typer.Option("--memory", rich_help_panel=MACHINE, metavar="GB", help="Of one device.")]
+
+
 def cost(
-    parameters: Annotated[float, typer.Option("--parameters", rich_help_panel=MODEL, help="Weights of the model.")] = 8e9,
-    active: Annotated[
-        float | None, typer.Option("--active", rich_help_panel=MODEL, help="Of a mixture of experts: weights that act at each token.")
-    ] = None,
-    dtype: Annotated[
-        str, typer.Option("--dtype", rich_help_panel=MODEL, help="float32, bf16, fp16, fp8, int8 or 4bit, as stored.")
-    ] = "bf16",
-    prompts: Annotated[int, typer.Option("--prompts", rich_help_panel=ASKED, min=1, help="Prompts put to both models.")] = 500,
-    prompt_tokens: Annotated[float, typer.Option("--prompt-tokens", rich_help_panel=ASKED, min=1, help="Tokens of one.")] = 60.0,
+    parameters: Parameters = 8e9,
+    active: Active = None,
+    dtype: Dtype = "bf16",
+    prompts: Prompts = 500,
+    prompt_tokens: PromptTokens = 60.0,
     max_new_tokens: opt.ReplyLength = 32,
     batch_size: opt.BatchSize = 64,
     repeats: opt.Repeats = 0,
     tier: opt.Effort = opt.SearchTier.standard,
-    candidates: Annotated[int, typer.Option("--candidates", rich_help_panel=ASKED, min=1, help="Candidates, each audited by itself.")] = 1,
-    machines: Annotated[int, typer.Option("--machines", rich_help_panel=MACHINE, min=1, help="Machines that share the candidates.")] = 1,
-    max_hours: Annotated[
-        float | None,
-        typer.Option("--max-hours", rich_help_panel=MACHINE, min=0.01, help="As many machines as finish within so many hours."),
-    ] = None,
+    candidates: Candidates = 1,
+    machines: Machines = 1,
+    max_hours: MaxHours = None,
     hourly: opt.Hourly = None,
-    measure: Annotated[
-        bool, typer.Option("--measure", rich_help_panel=MACHINE, help="Measure this machine's rates (under a minute).")
-    ] = False,
-    folder: Annotated[
-        Path, typer.Option("--folder", rich_help_panel=MACHINE, help="With --measure: on the disk that holds the models.")
-    ] = Path(),
+    measure: Measured = False,
+    folder: Folder = Path(),
     device: opt.Device = "auto",
-    gpu: Annotated[str, typer.Option("--gpu", rich_help_panel=MACHINE, help="a100, h100, h200 or l40s: shares of its data sheet.")] = "",
-    gpus: Annotated[int, typer.Option("--gpus", rich_help_panel=MACHINE, min=1, help="GPUs of a machine.")] = 1,
-    processes: Annotated[
-        int, typer.Option("--processes", rich_help_panel=MACHINE, min=1, help="Processes of the weight diff at once.")
-    ] = 1,
-    disk: Annotated[float | None, typer.Option("--disk", rich_help_panel=MACHINE, metavar="MB/s", help="What the disk reads.")] = None,
-    hash: Annotated[float | None, typer.Option("--hash", rich_help_panel=MACHINE, metavar="MB/s", help="Of sha256.")] = None,
-    differ: Annotated[
-        float | None, typer.Option("--differ", rich_help_panel=MACHINE, metavar="M/s", help="Million weights of one process.")
-    ] = None,
-    flops: Annotated[
-        float | None, typer.Option("--flops", rich_help_panel=MACHINE, help="Operations a second that a device reaches.")
-    ] = None,
-    bandwidth: Annotated[
-        float | None, typer.Option("--bandwidth", rich_help_panel=MACHINE, metavar="GB/s", help="What a device carries from its memory.")
-    ] = None,
-    memory: Annotated[float | None, typer.Option("--memory", rich_help_panel=MACHINE, metavar="GB", help="Of one device.")] = None,
+    gpu: Gpu = "",
+    gpus: Gpus = 1,
+    processes: Processes = 1,
+    disk: Disk = None,
+    hash: Hashed = None,
+    differ: Differ = None,
+    flops: Flops = None,
+    bandwidth: Bandwidth = None,
+    memory: Memory = None,
     json: opt.AsJson = False,
 ) -> None:
     """Work out what an audit of a large model takes: hours, machines and money, and where it waits for the disk."""
