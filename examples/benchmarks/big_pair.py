@@ -1,17 +1,18 @@
 """What the weight diff of a 7 B pair costs: its own memory, and its time beside reading both files.
 
-    python examples/benchmarks/big_pair.py [--layers 32] [--rounds 2] [--folder FOLDER] [--keep]
+    python examples/benchmarks/big_pair.py [--layers 32] [--rounds 2] [--threads 2] [--folder FOLDER] [--keep]
 
 Makes a pair of the shape of Llama-2-7B (bfloat16, random weights with heavy-tailed rows, a shard a layer, 13.5 GB a side), shard by shard, so that
 no more than one layer is ever in memory: every matrix of the candidate moved by 0.5 % in all directions, as a full fine-tune leaves it, and four
-matrices were edited by another 5 % in one direction. Of every round it measures in turn, each in a process of its own on one thread, after the files were
-put out of the page cache (posix_fadvise; whether the machine below still holds them nobody here can tell):
+matrices were edited by another 5 % in one direction. Of every round it measures in turn, each in a process of its own, after the files were put out of
+the page cache (posix_fadvise; whether the machine below still holds them nobody here can tell):
 
 - read: the bytes of both sides, 16 MiB at a time, and nothing done with them;
 - open: what any audit does first, headers and the sha256 of all files;
 - bare pass: each tensor of both files read, converted to float32 and subtracted;
-- diff: all figures, spectra, forms, the kind of edit, and what it says in tokens.
+- diff: all figures, spectra, forms, the kind of edit, and what it says in tokens; on one thread, and on `--threads`.
 
+Seconds are those of the clock, and of the processor beside them: reading waits for a disk, and the diff for a processor that others may be using.
 Anonymous memory is sampled from outside the process fifty times a second (RssAnon of /proc/PID/status). Nothing is downloaded; the pair takes 27 GB of
 disk and is removed at the end unless `--keep` says otherwise.
 """
@@ -25,6 +26,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +54,7 @@ PIECE = 1 << 24
 MOST_MIB, MOST_TIMES = 2048.0, 3.0
 """The bars: anonymous memory of the diff, and its time over that of reading both files."""
 WAYS = ("read", "open", "bare pass", "diff")
+MANY = "diff, {} threads"
 
 
 def moved(generator: torch.Generator, before: torch.Tensor, *, edit: bool) -> torch.Tensor:
@@ -117,9 +120,9 @@ def read(folder: Path) -> None:
                 pass
 
 
-def child(what: str, folder: Path) -> None:
+def child(what: str, folder: Path, threads: int) -> None:
     """One measurement, in a process of its own: print its seconds, and what it found."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as run:
 
         def diff() -> str:
@@ -132,49 +135,56 @@ def child(what: str, folder: Path) -> None:
         opened = {side: open_checkpoint(str(folder / side)) for side in ("base", "candidate")} if what == "diff" else {}
         for file in folder.glob("*/*.safetensors"):
             _forget(file)
-        print(json.dumps(timed(jobs[what])))
+        start = time.process_time()
+        taken, said = timed(jobs[what])
+        print(json.dumps((taken, time.process_time() - start, said)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One measurement: its seconds, the process that made it, what it said."""
+    """One measurement: its seconds, those of the processor, the process that made it, what it said."""
 
     seconds: float
+    worked: float
     seen: Watched
     said: str
 
 
-def measure(what: str, folder: Path) -> Measured:
+def measure(what: str, folder: Path, threads: int) -> Measured:
     """Run one measurement in a process of its own."""
-    seen = watch([sys.executable, __file__, "--child", what, "--folder", str(folder)])
+    seen = watch([sys.executable, __file__, "--child", what, "--threads", str(threads), "--folder", str(folder)])
     if seen.exit_code:
         sys.exit(f"{what} ended with exit code {seen.exit_code}.")
-    seconds, said = json.loads(seen.output)
-    return Measured(seconds=float(seconds), seen=seen, said=str(said))
+    seconds, worked, said = json.loads(seen.output)
+    return Measured(seconds=float(seconds), worked=float(worked), seen=seen, said=str(said))
 
 
-def compare(folder: Path, elements: int, rounds: int) -> None:
+def compare(folder: Path, elements: int, rounds: int, threads: int) -> None:
     """Measure in turn and print the table."""
     size = sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))
-    found: dict[str, list[Measured]] = {what: [] for what in WAYS}
+    many = MANY.format(threads)
+    found: dict[str, list[Measured]] = {what: [] for what in (*WAYS, many)}
     load = []
     for turn in range(rounds):
-        for what in WAYS:
+        for what in found:
             load.append(os.getloadavg()[0])
-            found[what].append(measure(what, folder))
+            found[what].append(measure("diff" if what == many else what, folder, threads if what == many else 1))
             print(f"round {turn + 1}: {what} {found[what][-1].seconds:.1f} s", file=sys.stderr, flush=True)
-    print(
-        f"{elements / 1e9:.2f} B parameters a side, {size / 1e9:.1f} GB in both, medians of {rounds} rounds, one thread; load {min(load):.1f} to"
-    )
+    print(f"{elements / 1e9:.2f} B parameters a side, {size / 1e9:.1f} GB in both, medians of {rounds} rounds; load {min(load):.1f} to")
     print(f"{max(load):.1f} on {os.cpu_count()} cores while it was measured\n")
     plain = statistics.median(one.seconds for one in found["read"])
     passed = statistics.median(one.seconds for one in found["bare pass"])
-    print("| | seconds | MB a second | times reading | times the bare pass | peak anonymous memory (MiB) |\n|---|---|---|---|---|---|")
+    print(
+        "| | seconds | of the processor | MB a second | times reading | times the bare pass | peak anonymous memory (MiB) |\n|---|---|---|---|---|---|---|"
+    )
     for what, runs in found.items():
         taken, memory = statistics.median(one.seconds for one in runs), max(one.seen.peak_anonymous_mib for one in runs)
-        print(f"| {what} | {taken:.1f} | {size / taken / 1e6:.0f} | {taken / plain:.2f} | {taken / passed:.2f} | {memory:.0f} |")
-    diff = statistics.median(one.seconds for one in found["diff"])
-    peak = max(one.seen.peak_anonymous_mib for one in found["diff"])
+        worked = statistics.median(one.worked for one in runs)
+        print(
+            f"| {what} | {taken:.1f} | {worked:.1f} | {size / taken / 1e6:.0f} | {taken / plain:.2f} | {taken / passed:.2f} | {memory:.0f} |"
+        )
+    diff = statistics.median(one.seconds for one in found[many])
+    peak = max(one.seen.peak_anonymous_mib for what in ("diff", many) for one in found[what])
     print(f"\nMemory: {peak:.0f} MiB where {MOST_MIB:.0f} is the limit: {'kept' if peak < MOST_MIB else 'EXCEEDED'}.")
     for name, other in (("reading both files", plain), ("the bare pass", passed)):
         print(
@@ -188,13 +198,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--folder", type=Path, help="where the pair is made; one that is there already is measured as it is")
     parser.add_argument("--keep", action="store_true", help="leave the pair there")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.child:
-        child(options.child, options.folder)
+        child(options.child, options.folder, options.threads)
         return
     folder = options.folder or Path(tempfile.mkdtemp())
     try:
@@ -202,7 +213,7 @@ def main() -> None:
             elements = sum(tensor.elements for tensor in open_checkpoint(str(folder / "base")).tensors.values())
         else:
             elements = make(folder, options.layers)
-        compare(folder, elements, options.rounds)
+        compare(folder, elements, options.rounds, options.threads)
     finally:
         if not options.keep:
             shutil.rmtree(folder, ignore_errors=True)
