@@ -18,6 +18,7 @@ from forensics.case import BASE, CANDIDATE, CONTROLS, COSTS, Case, Check, Cost, 
 from forensics.checkpoint import Checkpoint, locate, open_checkpoint
 from forensics.checks import all_checks, outside_versions
 from forensics.conclusion import Facts, conclude, prompt_source, still_valid, versions
+from forensics.devices import WORDS, refuse_no_folder, wish
 from forensics.errors import BadInput, ForensicsError, ToolFailed, is_out_of_memory
 from forensics.gate.besides import Besides, with_besides
 from forensics.gate.compare import queued
@@ -178,14 +179,20 @@ def refuse_unknown_device(device: str) -> None:
     Raises:
         BadInput: The message says which of the two.
     """
-    if device in ("auto", "cpu", "spread"):
+    wanted = wish(device)
+    refuse_no_folder(wanted)
+    if wanted.packed:
+        from forensics.placement import refuse_no_packing  # heavy: brings torch
+
+        refuse_no_packing(wanted.dtype)
+    if wanted.where in ("auto", "cpu", "spread"):
         return
     import torch  # heavy
 
     try:
-        kind = torch.device(device).type
+        kind = torch.device(wanted.where).type
     except RuntimeError as error:
-        raise BadInput(f"there is no device {device!r}", where="--device", hint="cpu, cuda, cuda:1, spread or auto") from error
+        raise BadInput(f"there is no device {device!r}", where="--device", hint=WORDS) from error
     if kind != "cuda" or not torch.cuda.is_available():
         raise BadInput(f"this machine has no device {device!r}", where="--device", hint="cpu, or auto for the best there is")
 
@@ -269,7 +276,7 @@ def settings(request: Request) -> dict[str, str]:
     said = {
         "only": ",".join(sorted(request.only)),
         "max_cost": request.max_cost,
-        "device": request.device,
+        "device": wish(request.device).spelled,
         "bands": request.policy.bands.spelled,
         "train_controls": str(request.train_controls),
         "search": request.tier if request.budget is None else f"{request.budget} token-forwards in either direction",

@@ -68,6 +68,7 @@ FLOORS = (
         "chat.compare",
         "declared",
         "detectability",
+        "devices",
         "equipment",
         "asked",
         "layers",
