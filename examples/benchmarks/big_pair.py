@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -38,19 +38,44 @@ from watched import Watched, watch
 
 from forensics.checkpoint import open_checkpoint
 
-HIDDEN, INNER, VOCABULARY = 4096, 11008, 32000
-SHAPES = {
-    "self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.k_proj": (HIDDEN, HIDDEN), "self_attn.v_proj": (HIDDEN, HIDDEN), "self_attn.o_proj": (HIDDEN, HIDDEN),
-    "mlp.gate_proj": (INNER, HIDDEN), "mlp.up_proj": (INNER, HIDDEN), "mlp.down_proj": (HIDDEN, INNER),
-}  # fmt: skip
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": INNER, "num_attention_heads": 32,
-    "num_key_value_heads": 32, "vocab_size": VOCABULARY, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-}  # fmt: skip
 MOVED, EDITED = 0.005, 0.05
 EDITS = ("self_attn.o_proj", "mlp.down_proj")
 """Matrices that are edited besides, in the two layers in the middle."""
 PIECE = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A llama: layers, width, width inside, heads, those of keys and values, tokens."""
+
+    layers: int
+    width: int
+    inner: int
+    heads: int
+    shared: int
+    vocabulary: int
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """Those of a layer."""
+        keys = self.width // self.heads * self.shared
+        return {
+            "self_attn.q_proj": (self.width, self.width), "self_attn.k_proj": (keys, self.width), "self_attn.v_proj": (keys, self.width),
+            "self_attn.o_proj": (self.width, self.width), "mlp.gate_proj": (self.inner, self.width), "mlp.up_proj": (self.inner, self.width),
+            "mlp.down_proj": (self.width, self.inner),
+        }  # fmt: skip
+
+    @property
+    def config(self) -> dict[str, object]:
+        """As config.json has it."""
+        return {
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": self.width, "intermediate_size": self.inner,
+            "num_attention_heads": self.heads, "num_key_value_heads": self.shared, "vocab_size": self.vocabulary, "tie_word_embeddings": False,
+            "torch_dtype": "bfloat16", "num_hidden_layers": self.layers, "max_position_embeddings": 4096, "bos_token_id": None, "eos_token_id": 0,
+        }  # fmt: skip
+
+
+LLAMA_7B = Shape(layers=32, width=4096, inner=11008, heads=32, shared=32, vocabulary=32000)
 MOST_MIB, MOST_TIMES = 2048.0, 3.0
 """The bars: anonymous memory of the diff, and its time over that of reading both files."""
 WAYS = ("read", "open", "bare pass", "diff")
@@ -69,23 +94,24 @@ def moved(generator: torch.Generator, before: torch.Tensor, *, edit: bool) -> to
     return wide.bfloat16()
 
 
-def make(folder: Path, layers: int) -> int:
+def make(folder: Path, shape: Shape) -> int:
     """Write base and candidate, a shard at a time; returns how many parameters one has."""
     generator, elements, places = torch.Generator().manual_seed(0), 0, dict[str, str]()
     for side in ("base", "candidate"):
         (folder / side).mkdir(parents=True)
-        (folder / side / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": layers}), encoding="utf-8")
+        (folder / side / "config.json").write_text(json.dumps(shape.config), encoding="utf-8")
+    layers = shape.layers
     for layer in range(layers + 1):
         before = f"model.layers.{layer}."
-        shapes = {before + part: shape for part, shape in SHAPES.items()}
+        shapes = {before + part: size for part, size in shape.matrices.items()}
         norms = [f"{before}input_layernorm.weight", f"{before}post_attention_layernorm.weight"]
         if layer == layers:
-            shapes = dict.fromkeys(("model.embed_tokens", "lm_head"), (VOCABULARY, HIDDEN))
+            shapes = dict.fromkeys(("model.embed_tokens", "lm_head"), (shape.vocabulary, shape.width))
             norms = ["model.norm.weight"]
         edits = {before + part for part in EDITS} if abs(2 * layer - layers + 1) <= 1 else set()
         file = f"part-{layer:02d}.safetensors"
-        ours = {f"{name}.weight": weights(generator, *shape) for name, shape in shapes.items()}
-        still = {name: torch.ones(HIDDEN).bfloat16() for name in norms}
+        ours = {f"{name}.weight": weights(generator, *size) for name, size in shapes.items()}
+        still = {name: torch.ones(shape.width).bfloat16() for name in norms}
         _written(folder / "base" / file, ours | still)
         for name in shapes:
             ours[f"{name}.weight"] = moved(generator, ours[f"{name}.weight"], edit=name in edits)
@@ -99,7 +125,7 @@ def make(folder: Path, layers: int) -> int:
 
 
 def _written(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    save_file(tensors, path)
+    save_file(tensors, path, metadata={"format": "pt"})
     _forget(path)
 
 
@@ -212,7 +238,7 @@ def main() -> None:
         if (folder / "candidate" / "model.safetensors.index.json").exists():
             elements = sum(tensor.elements for tensor in open_checkpoint(str(folder / "base")).tensors.values())
         else:
-            elements = make(folder, options.layers)
+            elements = make(folder, replace(LLAMA_7B, layers=options.layers))
         compare(folder, elements, options.rounds, options.threads)
     finally:
         if not options.keep:
