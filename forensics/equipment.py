@@ -30,7 +30,7 @@ NEEDED = (
 IMPORTED = {"scikit-learn": "sklearn"}
 """Modules whose names are not those of their packages."""
 OPTIONAL = {
-    "bitsandbytes": "base models that are quantised by it are refused",
+    "bitsandbytes": "base models that are quantised by it are refused, and so is --device cuda,dtype=4bit",
     "zstandard": "logs of Inspect in its packed format are refused (extra: inspect)",
     "psycopg": "a monitor's store must be a file, not a PostgreSQL server (extra: postgresql)",
     "uvicorn": "`forensics monitor serve` is refused (extra: serve)",
