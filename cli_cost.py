@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -35,7 +36,15 @@ Measured = Annotated[bool, typer.Option("--measure", rich_help_panel=MACHINE, he
 Folder = Annotated[Path, typer.Option("--folder", rich_help_panel=MACHINE, help="With --measure: on the disk that holds the models.")]
 Gpu = Annotated[str, typer.Option("--gpu", rich_help_panel=MACHINE, help="a100, h100, h200 or l40s: shares of its data sheet.")]
 Gpus = Annotated[int, typer.Option("--gpus", rich_help_panel=MACHINE, min=1, help="GPUs of a machine.")]
-Processes = Annotated[int, typer.Option("--processes", rich_help_panel=MACHINE, min=1, help="Processes of the weight diff at once.")]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        "--processes",
+        rich_help_panel=MACHINE,
+        min=1,
+        help="Files hashed, and tensors of the weight diff measured, at once: cores, up to 6 (default: those here with --measure, else 1).",
+    ),
+]
 Disk = Annotated[float | None, typer.Option("--disk", rich_help_panel=MACHINE, metavar="MB/s", help="What the disk reads.")]
 Hashed = Annotated[float | None, typer.Option("--hash", rich_help_panel=MACHINE, metavar="MB/s", help="Of sha256.")]
 Differ = Annotated[float | None, typer.Option("--differ", rich_help_panel=MACHINE, metavar="M/s", help="Million weights of one process.")]
@@ -65,7 +74,7 @@ def cost(
     device: opt.Device = "auto",
     gpu: Gpu = "",
     gpus: Gpus = 1,
-    processes: Processes = 1,
+    processes: Processes = None,
     disk: Disk = None,
     hash: Hashed = None,
     differ: Differ = None,
@@ -84,7 +93,9 @@ def cost(
     own = {"read": _times(disk, 1e6), "hash": _times(hash, 1e6), "differ": _times(differ, 1e6), "arithmetic": flops}
     own |= {"traffic": _times(bandwidth, 1e9), "room": _times(memory, 1e9)}
     _refuse_nothing(own)
-    machine = machine_of(look(folder, device) if measure else None, gpu, own, devices=gpus, processes=processes)
+    machine = machine_of(
+        look(folder, device) if measure else None, gpu, own, devices=gpus, processes=processes or (_cores() if measure else 1)
+    )
     load = Load(prompts=prompts, tokens=prompt_tokens, reply=max_new_tokens, batch=batch_size, repeats=repeats, tier=tier.value)
     one = outlay(machine, Size(parameters=parameters, active=parameters if active is None else active, dtype=dtype), load)
     if max_hours is not None:
@@ -96,6 +107,12 @@ def cost(
         )
         return
     show_outlay(one, together, {name: getattr(machine, name) for name in RATES}, opt.console())
+
+
+def _cores() -> int:
+    from forensics.differ import MOST_AT_ONCE
+
+    return min(os.cpu_count() or 1, MOST_AT_ONCE)
 
 
 def _times(value: float | None, unit: float) -> float | None:

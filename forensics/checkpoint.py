@@ -9,7 +9,9 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -31,6 +33,8 @@ HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.py"
 BLOCK_ELEMENTS = 1 << 20
 """Values read at once, so that memory does not grow with the checkpoint (4 MiB in float32, a dozen times that while compared)."""
 MAX_JSON_BYTES = 200_000_000
+HASHED_AT_ONCE = 8
+"""Files that are hashed at once, where there are as many cores: a disk gives more than one core hashes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +175,8 @@ def is_prose(name: str) -> bool:
 
 
 def hash_files(path: Path) -> dict[str, str]:
-    """sha256 of every regular file under `path`, by relative name; hidden folders (.git, .cache) are left out."""
-    hashes = {}
+    """sha256 of every regular file under `path`, by relative name, several at once; hidden folders (.git, .cache) are left out."""
+    files = {}
     for file in sorted(path.rglob("*")):
         relative = file.relative_to(path)
         if any(part.startswith(".") for part in relative.parts[:-1]):
@@ -182,9 +186,14 @@ def hash_files(path: Path) -> dict[str, str]:
         if not file.is_file():
             continue
         refuse_escape(path, file)
-        with file.open("rb") as stream:
-            hashes[relative.as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return hashes
+        files[relative.as_posix()] = file
+    with ThreadPoolExecutor(min(HASHED_AT_ONCE, os.cpu_count() or 1)) as pool:
+        return dict(zip(files, pool.map(_sha256, files.values()), strict=True))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def refuse_escape(folder: Path, file: Path) -> None:

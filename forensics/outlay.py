@@ -4,7 +4,7 @@ A stage is bound by whatever takes longest of reading files, the processor's wor
 device's memory; what overlaps is not added up. Formulae (P weights of b bytes as stored, A of them active at each token, c bytes in
 memory; N prompts of T tokens, replies of at most R, B side by side; every rate a second):
 
-    open      2Pb / read, or 2Pb / hash
+    open      2Pb / read, or 2Pb / (hash * processes)
     diff      2Pb / read, or P / (differ * processes)
     loads     (LOADS + SEARCH_LOADS) * Pb / read
     reading   READS * NT * 2A / arithmetic, or READS * N / B passes of cP / traffic
@@ -64,7 +64,7 @@ def given(value: float) -> Rate:
 class Machine:
     """The rates of one machine, and what it has.
 
-    `read` and `hash` are bytes of files, `differ` weights of either side that one process of the weight diff gets through, `arithmetic`
+    `read` are bytes of files, `hash` those that one core hashes, `differ` weights of either side that one core of the weight diff gets through, `arithmetic`
     multiplications and additions of a device while it reads text, `traffic` bytes of its memory. `room` is its memory in bytes.
     `processor`: the device is one, which computes in float32.
     """
@@ -199,7 +199,7 @@ def machines_for(one: Outlay, *, candidates: int, hours: float) -> int | None:
 
 def _stages(machine: Machine, size: Size, load: Load) -> Iterator[Stage]:
     both, disk = 2.0 * size.stored, machine.read.value
-    yield _stage("open both sides, sha256", disk=both / disk, processor=both / machine.hash.value)
+    yield _stage("open both sides, sha256", disk=both / disk, processor=both / (machine.hash.value * machine.processes))
     yield _stage("weight diff", disk=both / disk, processor=size.parameters / (machine.differ.value * machine.processes))
     loads = LOADS if _too_large_for_two(machine, size) else LOADS + SEARCH_LOADS
     yield _stage("load models", disk=loads * size.stored / disk)

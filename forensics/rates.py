@@ -86,7 +86,7 @@ def machine_of(measured: Machine | None, gpu: str, own: Mapping[str, float | Non
         gpu: Name of a data sheet; empty for none.
         own: Rates by the names of `Machine`'s fields; None where none is given.
         devices: How many GPUs it has.
-        processes: How many processes of the weight diff run at once.
+        processes: How many cores hash files, and measure tensors of the weight diff, at once.
 
     Raises:
         BadInput: A rate is missing, or the GPU is not known.
@@ -105,7 +105,7 @@ def machine_of(measured: Machine | None, gpu: str, own: Mapping[str, float | Non
 
 
 def measure(folder: Path, device: str = "auto") -> Machine:
-    """The rates of this machine: its disk at `folder`, one process, and one device.
+    """The rates of this machine: its disk at `folder`, one core, and one device.
 
     Raises:
         ToolFailed: The folder cannot be written, or there is not enough memory.

@@ -13,8 +13,8 @@ from reports.words import line
 HOUR, GB = 3600.0, 1e9
 RATES = {
     "read": ("disk, read", 1e6, "MB/s"),
-    "hash": ("sha256", 1e6, "MB/s"),
-    "differ": ("weight diff, one process", 1e6, "M weights/s"),
+    "hash": ("sha256, a core", 1e6, "MB/s"),
+    "differ": ("weight diff, a core", 1e6, "M weights/s"),
     "arithmetic": ("device, arithmetic", 1e12, "TFLOP/s"),
     "traffic": ("device, its memory", 1e9, "GB/s"),
 }
@@ -123,7 +123,7 @@ class Fleet(Protocol):
 def show_outlay(one: Outlay, all_of_them: Fleet, rates: Mapping[str, Rate], console: Console) -> None:
     """Print stages, sums, and the rates."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in ("stage", "hours", "bound by", "hours of disk", "of processor", "of arithmetic", "of memory"):
+    for heading in ("stage", "hours", "bound by", "disk", "processor", "arithmetic", "memory"):
         table.add_column(heading, justify="left" if heading in ("stage", "bound by") else "right")
     for stage in one.stages:
         parts = [_hours(stage.by[what]) if what in stage.by else "" for what in ("disk", "processor", "arithmetic", "memory")]
@@ -148,7 +148,7 @@ def sentences(one: Outlay, all_of_them: Fleet) -> list[str]:
     said = [f"One audit: {_hours(one.seconds)} hours, between {_hours(one.low)} and {_hours(one.high)} by the bounds of the rates."]
     if fleet.candidates > 1 or fleet.machines > 1:
         said.append(
-            f"{fleet.candidates} candidates on {fleet.machines} machines: {_hours(HOUR * fleet.hours)} hours, {_hours(HOUR * fleet.machine_hours)} machine hours."
+            f"{fleet.candidates} candidates on {fleet.machines} machine{'s' if fleet.machines > 1 else ''}: {_hours(HOUR * fleet.hours)} hours, {_hours(HOUR * fleet.machine_hours)} machine hours."
         )
     if fleet.dollars is not None:
         said.append(f"Money: {fleet.dollars:,.2f} dollars, between {fleet.low_dollars:,.2f} and {fleet.high_dollars:,.2f}.")

@@ -58,6 +58,7 @@ def test_more_processes_make_the_diff_wait_for_the_disk_and_its_figure_says_from
     assert many.stages[1].bound == "disk"
     assert many.stages[1].seconds == pytest.approx(32.0)
     assert many.diff_needs == pytest.approx(8 * few.diff_needs)
+    assert (many.stages[0].bound, many.stages[0].seconds) == ("disk", pytest.approx(32.0))
 
 
 def test_at_the_disk_speed_that_is_named_disk_and_computing_take_alike():
