@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -39,11 +39,15 @@ def report(
         _put(_one(runs[0], wanted), output)
 
 
-def schema() -> None:
-    """Print the JSON Schema of audit.json: what a reader of records may rely on."""
-    from forensics.record import schema_text
+def schema(
+    of: Annotated[
+        Literal["audit", "sweep"], typer.Argument(help="Of which file: audit.json, or sweep.json.", metavar="[audit|sweep]")
+    ] = "audit",
+) -> None:
+    """Print the JSON Schema of audit.json, or of sweep.json: what a reader of records may rely on."""
+    from forensics import record, swept
 
-    sys.stdout.write(schema_text())
+    sys.stdout.write(record.schema_text() if of == "audit" else swept.schema_text())
 
 
 def doctor() -> None:
