@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import fanned
 import pytest
@@ -125,8 +126,7 @@ def test_processes_of_a_killed_foreman_leave_their_work(tmp_path):
 
 def alive(process):
     try:
-        with open(f"/proc/{process}/stat", encoding="ascii") as stream:
-            return stream.read().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 
@@ -165,6 +165,5 @@ def test_a_listener_that_is_no_cluster_is_one_error(tmp_path, monkeypatch):
     from forensics.workers import cluster
 
     monkeypatch.setattr(cluster, "ANSWERS_WITHIN", 3.0)
-    with socket.create_server(("127.0.0.1", 0)) as deaf:
-        with pytest.raises(BadInput, match="no Ray cluster answers at this address"):
-            fanout(fanned.make, tasks(tmp_path / "n"), Crew(ray=f"127.0.0.1:{deaf.getsockname()[1]}"))
+    with socket.create_server(("127.0.0.1", 0)) as deaf, pytest.raises(BadInput, match="no Ray cluster answers at this address"):
+        fanout(fanned.make, tasks(tmp_path / "n"), Crew(ray=f"127.0.0.1:{deaf.getsockname()[1]}"))

@@ -75,9 +75,7 @@ def test_the_base_is_read_loaded_and_asked_once(kin, tmp_path, monkeypatch):
     hash_files, open_model, reply = checkpoint.hash_files, model.open_model, model.LiveModel.reply
     monkeypatch.setattr(checkpoint, "hash_files", lambda path: hashed.append(path.name) or hash_files(path))
     monkeypatch.setattr(model, "open_model", lambda weights, **how: loaded.append(weights.name) or open_model(weights, **how))
-    monkeypatch.setattr(
-        model.LiveModel, "reply", lambda self, rows, **how: asked.append(len(how["adapters"])) or reply(self, rows, **how)
-    )
+    monkeypatch.setattr(model.LiveModel, "reply", lambda self, rows, **how: asked.append(len(how["adapters"])) or reply(self, rows, **how))
 
     swept(
         kin / "base",
@@ -106,7 +104,14 @@ def test_a_candidate_that_cannot_be_read_is_a_row_and_stops_no_other(made):
     torn = row(done, "torn")
     assert (torn.action, torn.run, torn.kind, torn.failed.exit_code) == (None, "", "adapter", 2)
     assert "safetensors" in torn.failed.where
-    assert done.record.counts == {"BLOCK": 0, "HUMAN_REVIEW": 0, "INCONCLUSIVE": 4, "DEPLOY_WITH_ENHANCED_MONITORING": 0, "DEPLOY": 0, "failed": 1}
+    assert done.record.counts == {
+        "BLOCK": 0,
+        "HUMAN_REVIEW": 0,
+        "INCONCLUSIVE": 4,
+        "DEPLOY_WITH_ENHANCED_MONITORING": 0,
+        "DEPLOY": 0,
+        "failed": 1,
+    }
     assert [one.name for one in done.record.rows] == ["torn", "a0", "a1", "a2", "tuned"]
     assert done.record.exit_code == 2
 
@@ -125,7 +130,7 @@ def test_what_was_finished_is_not_done_again_and_candidates_may_be_added(kin, tm
     journal = (first.folder / "runs" / "a0" / "journal.jsonl").read_bytes()
     looked = []
     guarded = conductor.guarded
-    monkeypatch.setattr(conductor, "guarded", lambda look, id, case: looked.append(case.configuration) or guarded(look, id, case))
+    monkeypatch.setattr(conductor, "guarded", lambda *given: looked.append(given[2].configuration) or guarded(*given))
 
     second = swept(kin / "base", [kin / "adapters" / "a0", kin / "adapters" / "a2"], tmp_path / "out")
 
@@ -137,7 +142,9 @@ def test_what_was_finished_is_not_done_again_and_candidates_may_be_added(kin, tm
 
 @pytest.mark.slow
 def test_a_killed_sweep_resumes_with_nothing_lost_and_nothing_twice(kin, made, tmp_path):
-    words = command("sweep", kin / "base", kin / "adapters", "--max-cost", "weights", "--device", "cpu", "--quiet", "--out", tmp_path / "out")
+    words = command(
+        "sweep", kin / "base", kin / "adapters", "--max-cost", "weights", "--device", "cpu", "--quiet", "--out", tmp_path / "out"
+    )
     process = subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
     until = time.monotonic() + 100
     while not (tmp_path / "out" / "runs" / "a1" / "journal.jsonl").exists() and time.monotonic() < until:
@@ -195,9 +202,8 @@ def test_two_sweeps_on_one_folder_exclude_each_other(kin, made, tmp_path):
     first = swept(kin / "base", [kin / "adapters" / "a0"], tmp_path / "out")
     key = json.loads((first.folder / "sweep.start.json").read_text())["key"]
 
-    with SweepFolder(tmp_path / "out", key=key, created="now"):
-        with pytest.raises(BadInput, match="another sweep is writing"):
-            swept(kin / "base", [kin / "adapters" / "a0"], tmp_path / "out")
+    with SweepFolder(tmp_path / "out", key=key, created="now"), pytest.raises(BadInput, match="another sweep is writing"):
+        swept(kin / "base", [kin / "adapters" / "a0"], tmp_path / "out")
 
     assert swept(kin / "base", [kin / "adapters" / "a0"], tmp_path / "out").record == first.record
 

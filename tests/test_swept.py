@@ -19,9 +19,7 @@ from reports.sweeping import notes_of, said_of, show_sweep
 def sibling(name, *, size=0.1, rank=8.0, changes=None, kind="adapter", looked=True):
     evidence = (number("edit.relative_change", size),) if looked else ()
     results = [
-        result("weights.change", Status.NO_FINDING, evidence=evidence)
-        if looked
-        else result("weights.change", Status.INCONCLUSIVE),
+        result("weights.change", Status.NO_FINDING, evidence=evidence) if looked else result("weights.change", Status.INCONCLUSIVE),
         result("weights.edit-kind", Status.NO_FINDING, evidence=(number("edit.rank", rank),)),
     ]
     return Sibling(name=name, kind=kind, record=record(results), changes=changes or {})
@@ -110,7 +108,9 @@ def test_a_change_in_other_tensors_than_the_siblings_is_unlike_them():
     rng = np.random.default_rng(0)
     usual = {f"t{place}": 0.1 for place in range(12)}
     many = [
-        sibling(f"s{place}", size=float(size), changes={name: value * np.exp(0.05 * rng.standard_normal()) for name, value in usual.items()})
+        sibling(
+            f"s{place}", size=float(size), changes={name: value * np.exp(0.05 * rng.standard_normal()) for name, value in usual.items()}
+        )
         for place, size in enumerate(0.1 * np.exp(0.05 * rng.standard_normal(30)))
     ]
     many.append(sibling("odd", changes={**dict.fromkeys(usual, 0.0), "t3": 0.1}))
