@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 LEAST = 12
-"""Siblings below which nothing is said: with eight figures, of 11 an outlier of 20 standard deviations is missed one time in ten."""
+"""Siblings below which nothing is said. Of so many, with eight figures each, an outlier of 20 standard deviations is found nine times in ten."""
 LEVEL = 0.05
 """Share of tables without any outlier in which one is called, over all siblings and figures together."""
 MAD_TO_SIGMA = 1.4826

@@ -75,9 +75,11 @@ def cluster(nodes: int = 2) -> Iterator[Cluster]:
     head = _start("--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={sockets}")
     try:
         _until_it_answers(address)
-        made = Cluster(address=address, nodes=[_start(f"--address={address}", "--num-cpus=1") for _ in range(nodes)])
+        made = Cluster(address=address, nodes=[])
         try:
-            _until_it_answers(address, nodes=nodes + 1)
+            for _ in range(nodes):  # one after the other: two at once on one machine take each other's ports
+                made.nodes.append(_start(f"--address={address}", "--num-cpus=1"))
+                _until_it_answers(address, nodes=len(made.nodes) + 1)
             yield made
         finally:
             while made.nodes:
