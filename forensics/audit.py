@@ -131,12 +131,14 @@ def run(request: Request, progress: Progress, held: Held | None = None) -> Outco
         spare_threads(sum(pair.base.elements for pair in sides.layout.pairs))
         decoding = replace(request.decoding, seed=request.seed)
         bench = Workbench(device=request.device, decoding=decoding, run=run_folder, progress=progress, held=held)
+        sound = False
         try:
             cases = cases_of(request, sides, bench)
             for case in cases:
                 _run_checks(case, checks, run_folder)
+            sound = all(result.status is not Status.ERROR for result in run_folder.results)
         finally:
-            bench.close()
+            bench.close(keep=sound)
         _write_queue(cases, run_folder)
         record = _record(request, sides, run_folder)
         run_folder.write_record(record)

@@ -110,9 +110,9 @@ class Workbench:
             model.refuse_spread()
         return one, self._beside
 
-    def close(self) -> None:
-        """Drop what is loaded, but for what is kept for the next run."""
-        if self.held is not None and self._loaded is not None and self._beside is None and not self._touched:
+    def close(self, *, keep: bool = False) -> None:
+        """Drop what is loaded; `keep` it for the next run where there is one, and it is as it was when it was loaded."""
+        if keep and self.held is not None and self._loaded is not None and self._beside is None and not self._touched:
             key, model = self._loaded
             self._loaded = None
             self.held.keep(key, model)

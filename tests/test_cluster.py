@@ -12,6 +12,7 @@ from sweeping import family, swept, untimed
 
 from forensics.errors import BadInput, CannotCompare, ToolFailed
 from forensics.fanout import fanout
+from forensics.workers import cluster as cluster_workers
 from forensics.workers.terms import Crew, Task
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings, of its own parts
@@ -64,7 +65,20 @@ def test_a_sweep_on_a_cluster_writes_what_one_here_writes(running, tmp_path):
     assert ours == theirs
 
 
-def test_the_kill_of_a_node_costs_the_task_in_flight(running, tmp_path):
+def test_a_head_that_is_gone_is_one_error_before_ray_gives_up(running, tmp_path, monkeypatch):
+    def gone(address):
+        raise ConnectionRefusedError(address)
+
+    monkeypatch.setattr(cluster_workers, "HEAD_SILENT", 1.0)
+    given = tasks(tmp_path / "n", 2, t0={"seconds": 20.0}, t1={"seconds": 20.0})
+    listens = cluster_workers._listens
+    monkeypatch.setattr(cluster_workers, "_listens", lambda address: gone(address) if fanned.begun(tmp_path / "n") else listens(address))
+
+    with pytest.raises(ToolFailed, match="the head of the Ray cluster is gone"):
+        fanout(fanned.make, given, Crew(ray=running.address))
+
+
+def test_the_kill_of_a_node_costs_the_task_in_flight(running, tmp_path, capsys):
     """Last of this file: it takes a node away."""
     notes = tmp_path / "n"
     given = tasks(notes, 8, **{f"t{number}": {"seconds": 0.5} for number in range(8)})
@@ -79,6 +93,7 @@ def test_the_kill_of_a_node_costs_the_task_in_flight(running, tmp_path):
 
     assert [answer.value[0] for answer in answers] == list(range(8))
     assert sum(fanned.begun(notes).values()) - 8 == sum(answer.tries - 1 for answer in answers) <= 1
+    assert capsys.readouterr().out == ""  # Ray tells of it on standard output, which is for records
 
 
 def test_a_cluster_without_room_is_one_error_in_time(running, tmp_path):

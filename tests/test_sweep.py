@@ -280,3 +280,32 @@ def test_no_candidates_and_odd_options_are_exit_2(kin, words, tmp_path):
     done = run_cli("sweep", kin / "base", *words, cwd=tmp_path)
 
     assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
+
+
+def test_a_check_that_broke_down_leaves_no_live_model_to_the_next(kin, tmp_path, monkeypatch):
+    """Nobody knows what it did to the model before it broke."""
+    loaded = []
+    open_model, reply = model.open_model, model.LiveModel.reply
+    monkeypatch.setattr(model, "open_model", lambda weights, **how: loaded.append(weights.name) or open_model(weights, **how))
+
+    def breaks(self, rows, **how):
+        if how["adapters"] and len(loaded) == 1:
+            raise ZeroDivisionError("broke")
+        return reply(self, rows, **how)
+
+    monkeypatch.setattr(model.LiveModel, "reply", breaks)
+
+    done = swept(
+        kin / "base",
+        [kin / "adapters"],
+        tmp_path / "out",
+        prompts=(tiny_prompts(tmp_path / "p.jsonl"),),
+        max_cost="generation",
+        only=("behaviour.refusal",),
+    )
+
+    assert loaded == ["base", "base"]
+    records = {name: untimed(done.folder / "runs" / name)["results"][-1] for name in ("a0", "a1")}
+    assert records["a0"]["status"] == "ERROR"
+    assert "broke" not in records["a1"]["reason"]
+    assert done.record.counts["failed"] == 0

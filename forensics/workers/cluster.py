@@ -9,14 +9,17 @@ import contextlib
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from forensics.errors import BadInput, ForensicsError
+from forensics.errors import BadInput, ForensicsError, ToolFailed
 from forensics.workers.terms import LOST, READY, Crew, Seat, Task, Work, attempt, troubled
 
 ANSWERS_WITHIN = 20.0
 """Seconds in which a cluster has to be joined; on an idle machine it takes two."""
+HEAD_SILENT = 10.0
+"""Seconds that the head may take no connections: it may be started again on another machine, but a task would not know."""
 QUIETLY: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
 
 
@@ -25,6 +28,11 @@ class RayRoom:
 
     def __init__(self, make: Callable[[], Work[Any, Any]], crew: Crew) -> None:
         self._ray = _join(crew.ray)
+        # Ray tells of lost nodes on standard output, which is for records.
+        self._aside = contextlib.redirect_stdout(sys.stderr)
+        self._aside.__enter__()
+        self._head = self._ray.get_runtime_context().gcs_address
+        self._silent_since = 0.0
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         self._gpus = 1 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0
         kind = "GPU" if self._gpus else "CPU"
@@ -40,6 +48,8 @@ class RayRoom:
         """What actors answered; LOST where one, or its node, is gone."""
         by_reference = {seat.asked: seat for seat in seats if isinstance(seat, _Actor)}
         done, _ = self._ray.wait(list(by_reference), num_returns=1, timeout=seconds)
+        if not done:
+            self._refuse_lost_head()
         heard: list[tuple[Seat, Any]] = []
         for reference in done:
             try:
@@ -51,6 +61,23 @@ class RayRoom:
     def close(self) -> None:
         """Leave the cluster, which goes on."""
         self._ray.shutdown()
+        self._aside.__exit__(None, None, None)
+
+    def _refuse_lost_head(self) -> None:
+        """Raise where the cluster's head is gone: nothing will be heard any more, and after a minute Ray would end this process without a word of ours."""
+        try:
+            _listens(self._head)
+        except OSError as error:
+            now = time.monotonic()
+            self._silent_since = self._silent_since or now
+            if now - self._silent_since > HEAD_SILENT:
+                raise ToolFailed(
+                    "the head of the Ray cluster is gone",
+                    where=self._head,
+                    hint="start the cluster again; what was finished is kept, and the same command resumes",
+                ) from error
+        else:
+            self._silent_since = 0.0
 
 
 class _Actor:
@@ -121,7 +148,7 @@ def _refuse_silent(address: str) -> None:
         )
     if address != "auto":
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWERS_WITHIN).close()
+            _listens(address)
         except (OSError, OverflowError, UnicodeError) as error:
             raise _nobody_there(address) from error
     trial = f"import ray, sys; ray.init(address=sys.argv[1], **{QUIETLY!r})"
@@ -133,6 +160,16 @@ def _refuse_silent(address: str) -> None:
         done = None
     if done is None or done.returncode:
         raise _nobody_there(address)
+
+
+def _listens(address: str) -> None:
+    """Nothing, where somebody takes connections at HOST:PORT.
+
+    Raises:
+        OSError: Nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWERS_WITHIN).close()
 
 
 def _nobody_there(address: str) -> BadInput:
