@@ -117,10 +117,9 @@ def sweep(
 
 def _write_pages(record: SweepRecord, folder: Path, progress: Progress) -> None:
     """The page of every run that has none, and one of all of them."""
-    from forensics.runfolder import disk_error, load_record, write_text
+    from forensics.runfolder import disk_error, write_text
     from reports.formats import of_several
-    from reports.several import beside
-    from reports.sweeping import notes_of
+    from reports.sweeping import beside_of
 
     runs = [row for row in record.rows if row.run]
     for done, row in enumerate(runs):
@@ -129,8 +128,7 @@ def _write_pages(record: SweepRecord, folder: Path, progress: Progress) -> None:
             write_page(folder / row.run)
     progress("pages", len(runs), len(runs))
     if runs:
-        found = beside([(row.name, load_record(str(folder / row.run))) for row in runs], notes=notes_of(record))
         try:
-            write_text(folder / PAGE, of_several(found, "html"))
+            write_text(folder / PAGE, of_several(beside_of(record, folder), "html"))
         except OSError as error:
             raise disk_error(error, folder / PAGE) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +39,8 @@ def candidates_of(sources: Sequence[str]) -> tuple[Named, ...]:
         raise BadInput(
             "there is no candidate to examine", where="CANDIDATE", hint="give models, adapters, a folder of them, or a file that lists them"
         )
-    twice = sorted({one for one in found if found.count(one) > 1}) if len(set(found)) < len(found) else []
+    places = Counter(str(Path(one).resolve()) if Path(one).is_dir() else one for one in found)
+    twice = sorted(place for place, count in places.items() if count > 1)
     if twice:
         raise BadInput(
             f"{len(twice)} candidates are named more than once", where="CANDIDATE", details=tuple(twice), hint="name each candidate once"
@@ -51,7 +54,7 @@ def _of(source: str, where: str) -> Iterator[str]:
         yield from _listed(path)
     elif path.is_dir():
         children = [] if _looks_like_one(path) else sorted(child for child in path.iterdir() if child.is_dir() and _looks_like_one(child))
-        yield from (str(one.resolve()) for one in children or [path])
+        yield from (os.path.abspath(one) for one in children or [path])  # noqa: PTH100 - `resolve` would follow links, whose names are those that are known
     elif source.startswith((".", "/", "~")) or source.partition("@")[0].count("/") != 1:
         raise BadInput("this candidate does not exist", where=f"{where}: {source}", hint="check the path; a hub id looks like org/model")
     else:
@@ -95,8 +98,7 @@ def _names(sources: Sequence[str]) -> list[str]:
     """A name each, fit for a folder: the last part of the source, with a digest of all of it where that is not its alone."""
     plain = ["".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in Path(source).name) for source in sources]
     plain = [name.strip(".")[:100] or "candidate" for name in plain]
-    taken = [name.casefold() for name in plain]  # some file systems know no difference
+    taken = Counter(name.casefold() for name in plain)  # some file systems know no difference
     return [
-        name if taken.count(name.casefold()) == 1 else f"{name}-{sha256_text(source)[:8]}"
-        for name, source in zip(plain, sources, strict=True)
+        name if taken[name.casefold()] == 1 else f"{name}-{sha256_text(source)[:8]}" for name, source in zip(plain, sources, strict=True)
     ]

@@ -110,7 +110,8 @@ def show_beside(found: Beside, console: Console) -> None:
 def as_markdown(found: Beside) -> str:
     """The table in Markdown."""
     warnings = [f"**Not held against the same:** {safe(words)}" for words in found.differs]
-    return "\n\n".join([*warnings, "\n".join(markdown_table(HEADS, [row.texts for row in found.rows]))]) + "\n"
+    notes = ["\n".join(f"- {safe(words)}" for words in found.notes)] if found.notes else []
+    return "\n\n".join([*warnings, "\n".join(markdown_table(HEADS, [row.texts for row in found.rows])), *notes]) + "\n"
 
 
 def as_csv(found: Beside) -> str:

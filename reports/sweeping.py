@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 
+from forensics.runfolder import load_record
 from forensics.swept import Population, SweepRecord, SweepRow
+from reports.several import Beside, beside
 from reports.words import ACTION_STYLES, EXIT_WORDS, line, number
 
 SHOWN = 40
@@ -32,6 +36,16 @@ def show_sweep(record: SweepRecord, console: Console) -> None:
     console.print(
         line((f"{len(record.rows)} candidates: {counts}   exit {record.exit_code} ({EXIT_WORDS[record.exit_code]}, by the worst)", "bold"))
     )
+
+
+def beside_of(record: SweepRecord, folder: Path) -> Beside:
+    """The runs of a sweep beside each other, with what it says of them.
+
+    Raises:
+        BadInput: A run is gone or damaged.
+    """
+    runs = [(row.name, load_record(str(folder / row.run))) for row in record.rows if row.run]
+    return beside(runs, notes=notes_of(record))
 
 
 def notes_of(record: SweepRecord) -> tuple[str, ...]:

@@ -275,6 +275,19 @@ def test_the_command_shows_the_table_writes_the_pages_and_leaves_with_the_worst(
     assert json.loads(again.stdout) == json.loads((tmp_path / "out" / "sweep.json").read_text(encoding="utf-8"))
 
 
+def test_a_saved_sweep_is_shown_again_in_every_format(made):
+    done, _ = made
+    shown = {form: run_cli("report", done.folder, "--format", form) for form in ("text", "json", "html", "markdown", "csv")}
+
+    assert {form: one.returncode for form, one in shown.items()} == dict.fromkeys(shown, 0) | {"csv": 2}
+    assert "could not be audited: torn" in " ".join(shown["text"].stdout.split())
+    assert json.loads(shown["json"].stdout) == json.loads(done.record.to_json())
+    assert "torn could not be audited" in shown["html"].stdout
+    assert all(f"| {name} |" in shown["markdown"].stdout for name in ("a0", "a1", "a2", "tuned"))
+    assert "- torn could not be audited" in shown["markdown"].stdout
+    assert "speaks of runs one by one" in shown["csv"].stderr
+
+
 @pytest.mark.parametrize("words", [(), ("--workers", "0")])
 def test_no_candidates_and_odd_options_are_exit_2(kin, words, tmp_path):
     done = run_cli("sweep", kin / "base", *words, cwd=tmp_path)

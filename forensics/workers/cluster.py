@@ -132,7 +132,10 @@ def _join(address: str) -> Any:
             "work on a cluster needs Ray", where="--ray", hint="pip install 'model-forensics[ray]', here and on its nodes"
         ) from error
     _refuse_silent(address)
-    ray.init(address=address, **QUIETLY)
+    try:
+        ray.init(address=address, **QUIETLY)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise _nobody_there(address, str(error)) from error
     return ray
 
 
@@ -159,7 +162,7 @@ def _refuse_silent(address: str) -> None:
     except subprocess.TimeoutExpired:
         done = None
     if done is None or done.returncode:
-        raise _nobody_there(address)
+        raise _nobody_there(address, "" if done is None else done.stderr.decode("utf-8", "replace"))
 
 
 def _listens(address: str) -> None:
@@ -172,9 +175,13 @@ def _listens(address: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWERS_WITHIN).close()
 
 
-def _nobody_there(address: str) -> BadInput:
+def _nobody_there(address: str, said: str = "") -> BadInput:
+    """The error, with the last line of what Ray said: it may be another version that answers."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     return BadInput(
         f"no Ray cluster answers {'here' if address == 'auto' else 'at this address'}",
         where=f"--ray {address}",
-        hint="start one with `ray start --head`, and join further machines to it with `ray start --address HEAD:6379`",
+        details=(lines[-1][:200],) if lines else (),
+        hint="start one with `ray start --head`, and join further machines to it with `ray start --address HEAD:6379`; "
+        "Python and Ray must be of the same version on all of them",
     )
