@@ -6,6 +6,7 @@ not done again: each candidate's run resumes as an audit does.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -71,7 +72,8 @@ class Auditor:
 
     def __call__(self, errand: Errand) -> str:
         """Audit one candidate; the digest of its results. The record itself is read from its run."""
-        request = replace(self.request, candidate=errand.source, out=errand.run)
+        # By its folder: a hub would be asked for the base once a candidate.
+        request = replace(self.request, base=str(self.held.base.path), candidate=errand.source, out=errand.run)
         until = time.monotonic() + LINGERS
         while True:
             try:
@@ -177,7 +179,7 @@ def _absolute(request: Request) -> Request:
     """The request with every path in full: a worker may stand elsewhere."""
 
     def full(path: Path) -> Path:
-        return path.expanduser().resolve()
+        return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100 - `resolve` would follow links, and a record names what was given
 
     def folder(source: str) -> str:
         return str(full(Path(source))) if Path(source).expanduser().exists() else source

@@ -322,3 +322,14 @@ def test_a_check_that_broke_down_leaves_no_live_model_to_the_next(kin, tmp_path,
     assert records["a0"]["status"] == "ERROR"
     assert "broke" not in records["a1"]["reason"]
     assert done.record.counts["failed"] == 0
+
+
+def test_a_base_on_the_hub_is_located_once_and_named_by_its_id(kin, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(checkpoint, "_download", lambda repository, revision: asked.append((repository, revision)) or kin / "base")
+
+    done = swept("org/model@main", [kin / "adapters" / "a0", kin / "adapters" / "a1"], tmp_path / "out")
+
+    assert asked == [("org/model", "main")]
+    assert done.record.counts["failed"] == 0
+    assert done.record.base.path == str(kin / "base")
