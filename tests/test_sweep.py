@@ -59,13 +59,14 @@ def test_a_base_that_is_kept_says_what_a_fresh_one_says(kin, tmp_path):
         tiny.nudge(kin / "base", tmp_path / "tuned"),
         tiny.adapter(kin / "base", tmp_path / "last", modules=["q_proj"], seed=5),
     ]
-    how = {"prompts": (tiny_prompts(tmp_path / "p.jsonl"),), "max_cost": "generation"}
+    how = {"max_cost": "generation", "only": ("weights.change", "activations.drift", "behaviour.refusal")}
+    prompts = tiny_prompts(tmp_path / "p.jsonl")
 
-    done = swept(kin / "base", sources, tmp_path / "out", **how)
+    done = swept(kin / "base", sources, tmp_path / "out", prompts=(prompts,), **how)
 
     assert done.record.counts["failed"] == 0
     for source in sources:
-        audit(kin / "base", source, tmp_path / "alone" / source.name, prompts=how["prompts"][0], max_cost="generation", decoding=SHORT)
+        audit(kin / "base", source, tmp_path / "alone" / source.name, prompts=prompts, decoding=SHORT, **how)
         assert untimed(done.folder / "runs" / source.name) == untimed(tmp_path / "alone" / source.name)
         assert items(done.folder / "runs" / source.name) == items(tmp_path / "alone" / source.name)
 
