@@ -15,6 +15,7 @@ import cli_monitor
 import cli_options as opt
 import cli_people
 import cli_report
+import cli_sweep
 import cli_watch
 from cli_walk import EXIT_CODES, PART_EXIT_CODES, allowance_of, conclude, progress_of, request_of, telling, told, write_page
 from forensics import __version__
@@ -193,6 +194,7 @@ def hunt(
 
 
 app.command(epilog=cli_gate.EPILOG)(cli_gate.gate)
+app.command(epilog=cli_sweep.EPILOG)(cli_sweep.sweep)
 
 
 def _part(

@@ -259,6 +259,10 @@ class LiveModel:
         """The underlying Hugging Face model with exactly `adapters` active, none of them merged; see `Wardrobe.wearing`."""
         return self._wardrobe.wearing(adapters)
 
+    def undress(self) -> bool:
+        """Take every adapter off for good; see `Wardrobe.undress`."""
+        return self._wardrobe.undress()
+
 
 def open_model(weights: Checkpoint, *, device: str, surface: Checkpoint | Adapter | None = None) -> LiveModel:
     """Load a checkpoint for inference.

@@ -11,6 +11,7 @@ MAY_IMPORT = {
         "cli_options",
         "cli_people",
         "cli_report",
+        "cli_sweep",
         "cli_walk",
         "cli_watch",
         "reports",
@@ -21,6 +22,7 @@ MAY_IMPORT = {
     "cli_cost": {"cli_options", "reports", "forensics"},
     "cli_gate": {"cli_options", "cli_walk", "reports", "forensics"},
     "cli_monitor": {"cli_options", "reports", "forensics"},
+    "cli_sweep": {"cli_options", "cli_walk", "reports", "forensics"},
     "cli_walk": {"cli_options", "reports", "forensics"},
     "cli_people": {"cli_options", "reports", "forensics"},
     "cli_watch": {"cli_monitor", "cli_serve", "reports", "forensics"},
@@ -37,6 +39,7 @@ SEEN_BY_REPORTS = {
     "forensics.causes",
     "forensics.kept",
     "forensics.runfolder",
+    "forensics.swept",
     "forensics.prompts",
     "forensics.errors",
     "forensics.verdict",
@@ -74,10 +77,12 @@ FLOORS = (
         "layers",
         "alignment",
         "runfolder",
+        "swept",
         "causes",
         "roles",
         "deltas",
         "adapters",
+        "candidates",
         "bank",
         "kept",
         "people.log",
@@ -100,7 +105,22 @@ FLOORS = (
         "monitor.embedding",
         "monitor.schedule",
     ),
-    ("anatomy", "placement", "wardrobe", "model", "sites", "verdict", "conclusion", "people.standing"),
+    (
+        "anatomy",
+        "placement",
+        "wardrobe",
+        "model",
+        "sites",
+        "verdict",
+        "conclusion",
+        "people.standing",
+        "siblings",
+        "held",
+        "workers.terms",
+        "workers.processes",
+        "workers.cluster",
+        "fanout",
+    ),
     (
         "subject",
         "capture",
@@ -187,6 +207,7 @@ FLOORS = (
     ("checks",),
     (
         "audit",
+        "sweep",
         "part",
         "probing",
         "investigate",
@@ -215,6 +236,6 @@ FLOORS = (
 """Modules of forensics/ by floor, each left to right. A check is on the floor of `checks` by its place."""
 PLACES = {name: (floor, position) for floor, names in enumerate(FLOORS) for position, name in enumerate(names)}
 EMPTY_PACKAGES = {
-    "", "chat", "gate", "gate.importers", "hunt", "policies", "suites", "benchmarks", "judges", "people", "policies.profiles", "monitor",
+    "", "chat", "gate", "gate.importers", "hunt", "policies", "suites", "benchmarks", "judges", "people", "policies.profiles", "monitor", "workers",
 }  # fmt: skip
 """Packages that hold nothing but a docstring, a version, or data: anybody may name them."""

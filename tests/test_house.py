@@ -41,6 +41,7 @@ def shipped() -> list[Path]:
         ROOT / "cli_walk.py",
         ROOT / "cli_watch.py",
         ROOT / "cli_serve.py",
+        ROOT / "cli_sweep.py",
         *(path for room in ("forensics", "probes", "reports") for path in sorted((ROOT / room).rglob("*.py"))),
     ]
 
@@ -270,6 +271,7 @@ def test_the_wheel_works_without_torch_and_without_us(run_folder, tmp_path):
         "cli_walk.py",
         "cli_watch.py",
         "cli_serve.py",
+        "cli_sweep.py",
         "forensics/policies/default.toml",
         "forensics/suites/defection.toml",
         "forensics/judges/wildguard.toml",
