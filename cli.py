@@ -9,11 +9,13 @@ from typing import Annotated, NoReturn
 import typer
 
 import cli_canary
+import cli_cost
 import cli_gate
 import cli_monitor
 import cli_options as opt
 import cli_people
 import cli_report
+import cli_sweep
 import cli_watch
 from cli_walk import EXIT_CODES, PART_EXIT_CODES, allowance_of, conclude, progress_of, request_of, telling, told, write_page
 from forensics import __version__
@@ -192,6 +194,7 @@ def hunt(
 
 
 app.command(epilog=cli_gate.EPILOG)(cli_gate.gate)
+app.command(epilog=cli_sweep.EPILOG)(cli_sweep.sweep)
 
 
 def _part(
@@ -280,6 +283,7 @@ def policy() -> None:
         typer.echo(default_policy_text(), nl=False)
 
 
+app.command(epilog=cli_cost.EXAMPLES)(telling(cli_cost.cost))
 for showing, examples in cli_report.VERBS:
     app.command(epilog=examples or None)(telling(showing))
 for around in cli_people.VERBS:

@@ -160,7 +160,10 @@ SavedProbe = Annotated[Path | None, typer.Option("--apply", rich_help_panel=PROB
 Device = Annotated[
     str,
     typer.Option(
-        "--device", rich_help_panel=RUNNING, help="cpu, cuda, cuda:1, auto, or spread over all there is, for models too large for one GPU."
+        "--device",
+        rich_help_panel=RUNNING,
+        help="cpu, cuda, cuda:1, auto, or spread over all there is, for models too large for one GPU; limits, a folder and a dtype may follow: "
+        "spread,0=20GiB,cpu=8GiB,dtype=bf16,disk=DIR.",
     ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", rich_help_panel=RUNNING, min=1, help="Prompts put to a model side by side.")]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from cli_walk import show_run, write_page
-from reports.formats import FORMATS, OF_SEVERAL, OF_THE_RECORD, Format
+from reports.formats import FORMATS, OF_A_SWEEP, OF_SEVERAL, OF_THE_RECORD, Format
 
 EXAMPLES = (
     "**Examples:**  `forensics report case-17` · `forensics report case-17 --format sarif --output case-17.sarif` · "
@@ -18,7 +18,7 @@ EXAMPLES = (
 
 
 def report(
-    runs: Annotated[list[str], typer.Argument(help="Folders that `forensics audit` wrote; several are shown beside each other.", metavar="RUN...")],
+    runs: Annotated[list[str], typer.Argument(help="Folders that `forensics audit` wrote; several are shown beside each other, and so is a sweep.", metavar="RUN...")],
     form: Annotated[Format | None, typer.Option("--format", help="Without it the page is written anew and the verdict shown.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where it is written (default: standard output).")] = None,
     json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
@@ -31,7 +31,9 @@ def report(
     wanted: Format | None = "json" if json else form
     if wanted is None and output is not None:
         raise BadInput("a file, but no format to write it in", where="--output", hint=f"add --format: {', '.join(FORMATS)}")
-    if len(runs) > 1:
+    if len(runs) == 1 and (Path(runs[0]).expanduser() / "sweep.json").is_file():
+        _put(_swept(Path(runs[0]).expanduser(), wanted or "text"), output)
+    elif len(runs) > 1:
         _put(_beside(runs, wanted or "text"), output)
     elif wanted is None:
         show_run(write_page(Path(runs[0])), json=False, quiet=False)
@@ -39,11 +41,15 @@ def report(
         _put(_one(runs[0], wanted), output)
 
 
-def schema() -> None:
-    """Print the JSON Schema of audit.json: what a reader of records may rely on."""
-    from forensics.record import schema_text
+def schema(
+    of: Annotated[
+        Literal["audit", "sweep"], typer.Argument(help="Of which file: audit.json, or sweep.json.", metavar="[audit|sweep]")
+    ] = "audit",
+) -> None:
+    """Print the JSON Schema of audit.json, or of sweep.json: what a reader of records may rely on."""
+    from forensics import record, swept
 
-    sys.stdout.write(schema_text())
+    sys.stdout.write(record.schema_text() if of == "audit" else swept.schema_text())
 
 
 def doctor() -> None:
@@ -67,6 +73,22 @@ def _one(run: str, wanted: Format) -> str:
     from reports.formats import of_record, of_run
 
     return of_record(load_record(run), wanted) if wanted in OF_THE_RECORD else of_run(load_run(run), wanted)
+
+
+def _swept(folder: Path, wanted: Format) -> str:
+    from forensics.errors import BadInput
+    from forensics.swept import load_sweep
+    from reports.formats import of_several, printed
+    from reports.sweeping import beside_of, show_sweep
+
+    record = load_sweep(folder)
+    if wanted not in OF_A_SWEEP:
+        raise BadInput(f"{wanted} speaks of runs one by one", where="--format", hint=f"of a sweep there are: {', '.join(OF_A_SWEEP)}")
+    if wanted == "json":
+        return record.to_json()
+    if wanted == "text":
+        return printed(lambda console: show_sweep(record, console))
+    return of_several(beside_of(record, folder), wanted)
 
 
 def _beside(runs: list[str], wanted: Format) -> str:

@@ -16,9 +16,11 @@ from pathlib import Path
 
 from forensics.asked import explanation
 from forensics.record import schema_text
+from forensics.swept import schema_text as sweep_schema_text
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = ROOT / "reports" / "schemas" / "forensics.audit-1.schema.json"
+SWEPT = ROOT / "reports" / "schemas" / "forensics.sweep-1.schema.json"
 CHECKS = ROOT / "docs" / "checks"
 PACKAGES = ("forensics", "probes", "reports")
 OTHERS = (
@@ -54,7 +56,7 @@ def made() -> dict[Path, str]:
         before, opening, rest = text.partition(f"<!-- {name} -->\n")
         _, closing, after = rest.partition(f"<!-- /{name} -->")
         text = before + opening + block + closing + after
-    return {readme: text, SCHEMA: schema_text(), **check_pages()}
+    return {readme: text, SCHEMA: schema_text(), SWEPT: sweep_schema_text(), **check_pages()}
 
 
 def check_pages() -> dict[Path, str]:
@@ -81,12 +83,14 @@ def tree() -> str:
         ROOT / "cli_options.py",
         ROOT / "cli_gate.py",
         ROOT / "cli_canary.py",
+        ROOT / "cli_cost.py",
         ROOT / "cli_people.py",
         ROOT / "cli_report.py",
         ROOT / "cli_monitor.py",
         ROOT / "cli_walk.py",
         ROOT / "cli_watch.py",
         ROOT / "cli_serve.py",
+        ROOT / "cli_sweep.py",
         *(file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))),
     ]
     rows = [(file.relative_to(ROOT).as_posix(), _first_sentence(file)) for file in files if file.name != "__init__.py"]

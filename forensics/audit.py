@@ -18,6 +18,7 @@ from forensics.case import BASE, CANDIDATE, CONTROLS, COSTS, Case, Check, Cost, 
 from forensics.checkpoint import Checkpoint, locate, open_checkpoint
 from forensics.checks import all_checks, outside_versions
 from forensics.conclusion import Facts, conclude, prompt_source, still_valid, versions
+from forensics.devices import WORDS, refuse_no_folder, wish
 from forensics.errors import BadInput, ForensicsError, ToolFailed, is_out_of_memory
 from forensics.gate.besides import Besides, with_besides
 from forensics.gate.compare import queued
@@ -26,6 +27,7 @@ from forensics.gate.measures import ID as COMPARISON
 from forensics.gate.measures import Replies
 from forensics.gate.replies import TEMPERATURE, Decoding, Progress, refuse_odd_repeats
 from forensics.gate.suites import prompts_of
+from forensics.held import Held
 from forensics.people.queue import QUEUE, Queued, queue_lines
 from forensics.policy import Policy
 from forensics.prompts import Prompt, PromptSet, needed_kinds
@@ -99,12 +101,13 @@ class Outcome:
     folder: Path
 
 
-def run(request: Request, progress: Progress) -> Outcome:
+def run(request: Request, progress: Progress, held: Held | None = None) -> Outcome:
     """Audit CANDIDATE against BASE: the walk of the house, from files to a written record.
 
     Args:
         request: What to examine and how.
         progress: Told about long work as it goes.
+        held: What this process keeps of the same base from earlier runs, if it makes several.
 
     Raises:
         BadInput: Something the user named cannot be used, or costs more than is allowed; nothing was written.
@@ -116,7 +119,7 @@ def run(request: Request, progress: Progress) -> Outcome:
     refuse_unknown_requirements(request.policy)
     refuse_unknown_device(request.device)
     refuse_odd_repeats(request.decoding.repeats)
-    sides = open_sides(request, checks, progress)
+    sides = open_sides(request, checks, progress, held)
     cost = _cost(request, sides, checks)
     refuse_dear(request.allowance, cost)
     key = run_key(request, sides)
@@ -128,13 +131,15 @@ def run(request: Request, progress: Progress) -> Outcome:
         progress = keep_to(request.allowance, cost, progress)
         spare_threads(sum(pair.base.elements for pair in sides.layout.pairs))
         decoding = replace(request.decoding, seed=request.seed)
-        bench = Workbench(device=request.device, decoding=decoding, run=run_folder, progress=progress)
+        bench = Workbench(device=request.device, decoding=decoding, run=run_folder, progress=progress, held=held)
+        sound = False
         try:
             cases = cases_of(request, sides, bench)
             for case in cases:
                 _run_checks(case, checks, run_folder)
+            sound = all(result.status is not Status.ERROR for result in run_folder.results)
         finally:
-            bench.close()
+            bench.close(keep=sound)
         _write_queue(cases, run_folder)
         record = _record(request, sides, run_folder)
         run_folder.write_record(record)
@@ -178,19 +183,25 @@ def refuse_unknown_device(device: str) -> None:
     Raises:
         BadInput: The message says which of the two.
     """
-    if device in ("auto", "cpu", "spread"):
+    wanted = wish(device)
+    refuse_no_folder(wanted)
+    if wanted.packed:
+        from forensics.placement import refuse_no_packing  # heavy: brings torch
+
+        refuse_no_packing(wanted.dtype)
+    if wanted.where in ("auto", "cpu", "spread"):
         return
     import torch  # heavy
 
     try:
-        kind = torch.device(device).type
+        kind = torch.device(wanted.where).type
     except RuntimeError as error:
-        raise BadInput(f"there is no device {device!r}", where="--device", hint="cpu, cuda, cuda:1, spread or auto") from error
+        raise BadInput(f"there is no device {device!r}", where="--device", hint=WORDS) from error
     if kind != "cuda" or not torch.cuda.is_available():
         raise BadInput(f"this machine has no device {device!r}", where="--device", hint="cpu, or auto for the best there is")
 
 
-def open_sides(request: Request, checks: Sequence[Check], progress: Progress) -> Sides:
+def open_sides(request: Request, checks: Sequence[Check], progress: Progress, held: Held | None = None) -> Sides:
     """Read headers, hash files, align tensors, read prompts. No weight is in memory yet.
 
     Raises:
@@ -212,14 +223,14 @@ def open_sides(request: Request, checks: Sequence[Check], progress: Progress) ->
     ours, theirs = str(locate(request.base)), str(locate(request.candidate))  # a hub id becomes the folder it was put in
     if is_adapter(ours):
         raise BadInput("BASE is an adapter, not a model", where=request.base, hint="give the full model the adapter was trained on")
-    base = open_checkpoint(ours, name=_given_name(request.base))
+    base = open_checkpoint(ours, name=given_name(request.base)) if held is None else held.opened(ours)
     as_adapter = is_adapter(theirs)
-    candidate = base if as_adapter else open_checkpoint(theirs, name=_given_name(request.candidate))
+    candidate = base if as_adapter else open_checkpoint(theirs, name=given_name(request.candidate))
     layout = align(base, candidate)
-    parents = tuple(open_checkpoint(str(locate(source)), name=_given_name(source)) for source in request.parents)
+    parents = tuple(open_checkpoint(str(locate(source)), name=given_name(source)) for source in request.parents)
     refuse_strangers(base, parents)
     sources = ([request.candidate] if as_adapter else []) + list(request.adapters)
-    names = _distinct([_given_name(source) for source in sources])
+    names = _distinct([given_name(source) for source in sources])
     adapters = tuple(open_adapter(source, candidate, name=name) for source, name in zip(sources, names, strict=True))
     if request.controls and not adapters:
         raise BadInput(
@@ -269,7 +280,7 @@ def settings(request: Request) -> dict[str, str]:
     said = {
         "only": ",".join(sorted(request.only)),
         "max_cost": request.max_cost,
-        "device": request.device,
+        "device": wish(request.device).spelled,
         "bands": request.policy.bands.spelled,
         "train_controls": str(request.train_controls),
         "search": request.tier if request.budget is None else f"{request.budget} token-forwards in either direction",
@@ -433,7 +444,7 @@ def _distinct(names: list[str]) -> list[str]:
     return result
 
 
-def _given_name(source: str) -> str:
+def given_name(source: str) -> str:
     """What a user would call `source`: the folder's name, or the model's in a hub id, without the revision."""
     return Path(source).expanduser().resolve().name if Path(source).expanduser().is_dir() else source.partition("@")[0].rpartition("/")[2]
 

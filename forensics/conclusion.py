@@ -10,6 +10,7 @@ from pathlib import Path
 
 from forensics import __version__
 from forensics.detectability import said_of_harmbench, said_of_threats
+from forensics.devices import said_of_numbers
 from forensics.errors import BadInput
 from forensics.policy import Policy
 from forensics.prompts import PromptSet
@@ -70,7 +71,7 @@ def conclude(facts: Facts, results: Sequence[CheckResult]) -> AuditRecord:
         versions=versions(),
         results=ordered,
         verdict=verdict,
-        limits=_limits(ordered, facts.prompts),
+        limits=_limits(ordered, facts),
         pending=_pending(facts.policy, ordered),
         results_digest=digest_results(ordered, verdict),
         contents=facts.contents,
@@ -112,13 +113,23 @@ def versions() -> dict[str, str]:
     return {name: _version(name) for name in PACKAGES}
 
 
-def _limits(results: Sequence[CheckResult], prompts: Sequence[PromptSource]) -> tuple[str, ...]:
+def _limits(results: Sequence[CheckResult], facts: Facts) -> tuple[str, ...]:
     several = len({result.configuration for result in results}) > 1
     rows = [f"{result.configuration}: {limit}" if several else limit for result in results for limit in result.limits]
     rows += [
         f"{result.check} did not look: {result.reason}" for result in results if result.status not in (Status.NO_FINDING, Status.FLAGGED)
     ]
-    return tuple(dict.fromkeys([*rows, said_of_harmbench(prompts), *said_of_threats(results), *ALWAYS_UNSEEN]))
+    return tuple(
+        dict.fromkeys(
+            [
+                *rows,
+                *said_of_numbers(facts.settings.get("device", "")),
+                said_of_harmbench(facts.prompts),
+                *said_of_threats(results),
+                *ALWAYS_UNSEEN,
+            ]
+        )
+    )
 
 
 def _pending(policy: Policy, results: Sequence[CheckResult]) -> tuple[str, ...]:

@@ -115,10 +115,22 @@ def greedy(model: LiveModel, rows: Sequence[Ids], *, adapters: Sequence[Adapter]
     """Ids of the greedy continuation of each row, exactly `length` of them: the stop token counts as one of them."""
     said: dict[int, Ids] = {}
     with model.wearing(adapters) as worn, torch.inference_mode():
-        for indices in _by_length(rows).values():
-            ids = torch.tensor([rows[index] for index in indices], device=model.device)
+
+        def speak(some: Sequence[Ids]) -> list[Ids]:
+            ids = torch.tensor(some, device=model.device)
             out = worn.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=length, eos_token_id=[])
-            said |= {index: tuple(reply) for index, reply in zip(indices, out[:, ids.shape[1] :].tolist(), strict=True)}
+            return [tuple(reply) for reply in out[:, ids.shape[1] :].tolist()]
+
+        for indices in _by_length(rows).values():
+            first, size = 0, len(indices)
+            while first < len(indices):
+                batch = indices[first : first + size]
+                replies = unless_too_many(speak, [rows[index] for index in batch], where=model.name)
+                if replies is None:
+                    size = len(batch) // 2
+                    continue
+                said |= dict(zip(batch, replies, strict=True))
+                first += len(batch)
     return [said[index] for index in range(len(rows))]
 
 

@@ -5,8 +5,11 @@ No model is loaded: blocks are read from safetensors, and what is kept is one te
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from forensics.adapters import CONV1D_MODELS
@@ -31,6 +34,8 @@ LOUD = 1.5
 
 TENSORS_A_SWEEP = 16
 """After how many tensors memory that was freed is given back: what is given back has to be asked for again, which takes time."""
+MOST_AT_ONCE = 6
+"""Tensors measured at once, where there are as many cores: each takes up to a quarter of a GiB."""
 DEEPEST = 256
 """Singular values looked for in the first changed matrix of a role, to see whether they end."""
 
@@ -61,42 +66,80 @@ def tensor_edits(case: Case) -> list[TensorEdit]:
 
 
 def _measure(case: Case) -> Iterator[tuple[str, Profile]]:
+    """Every tensor in its order, several of a large model at once; the numbers do not depend on how many."""
     import torch  # heavy
 
-    from probes.differ import Meter
+    threads = torch.get_num_threads()
+    at_once = min(threads, MOST_AT_ONCE)
+    deltas, caps, done = case.deltas(), _Caps(), 0
+    begun: deque[tuple[Pair, str, Callable[[], Profile]]] = deque()
 
-    deltas = case.deltas()
-    caps = _Caps()
-    for done, (pair, blocks) in enumerate(case.tensors()):
+    def finished() -> tuple[str, Profile]:
+        nonlocal done
+        pair, role, wait = begun.popleft()
         case.workbench.progress("weights", done, len(case.pairs))
-        delta = deltas[pair.name]() if pair.name in deltas else None
-        worn = [change for _, change in case.changes.get(pair.name, [])]
-        factored = all(change.exact for change in worn)
-        shape = pair.base.shape
-        rows = shape[0] if len(shape) > 1 else 1
-        role = place(pair.name).role
-        # Of a matrix that writes to the residual stream all that it writes to is kept, to see what was taken out of it.
-        writes = role in WRITES and not transposed(case, role)
-        meter = Meter(
-            shape=(rows, pair.base.elements // max(1, rows)),
-            rank_cap=0 if delta is not None and factored else caps.of(role),
-            thin_columns=writes,
-            rounded=all(change.rounded for change in worn),
-        )
-        row = 0
-        for ours, theirs in blocks:
-            height = ours.shape[0] if ours.ndim else 0
-            meter.update(ours, theirs, None if delta is None else delta[row : row + height])
-            row += height
-        profile = meter.profile()
+        profile = wait()
         caps.learn(role, profile.spectrum)
-        if delta is not None and factored:
+        if pair.name in deltas and _factored(case, pair):
             found = _exact(case, pair)
             profile = replace(profile, spectrum=found, rows=None if found is None else torch.arange(found.shape[0]))
         if done % TENSORS_A_SWEEP == 0:
             spare_memory()
-        yield pair.name, profile
+        done += 1
+        return pair.name, profile
+
+    torch.set_num_threads(1)  # what one thread adds up does not depend on the machine
+    pool = ThreadPoolExecutor(at_once) if at_once > 1 else None
+    try:
+        for pair, blocks in case.tensors():
+            role = place(pair.name).role
+            # Of a role that nothing is known of yet only one is measured, since it decides what is looked for in the others.
+            while begun and (len(begun) > at_once or (role not in caps.by_role and any(role == other for _, other, _ in begun))):
+                yield finished()
+            work = partial(_profile, case, pair, blocks, deltas.get(pair.name), _Caps(by_role=dict(caps.by_role), dense=set(caps.dense)))
+            begun.append((pair, role, work if pool is None else pool.submit(work).result))
+            if pool is None:
+                yield finished()
+        while begun:
+            yield finished()
+    finally:
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
     case.workbench.progress("weights", len(case.pairs), len(case.pairs))
+
+
+def _profile(
+    case: Case, pair: Pair, blocks: Iterator[tuple[torch.Tensor, torch.Tensor]], added: Callable[[], torch.Tensor] | None, caps: _Caps
+) -> Profile:
+    """One tensor measured; where its change is one of factors, without the spectrum."""
+    from probes.differ import Meter
+
+    delta = None if added is None else added()
+    worn = [change for _, change in case.changes.get(pair.name, [])]
+    shape = pair.base.shape
+    rows = shape[0] if len(shape) > 1 else 1
+    role = place(pair.name).role
+    # Of a matrix that writes to the residual stream all that it writes to is kept, to see what was taken out of it.
+    writes = role in WRITES and not transposed(case, role)
+    meter = Meter(
+        shape=(rows, pair.base.elements // max(1, rows)),
+        rank_cap=0 if delta is not None and _factored(case, pair) else caps.of(role),
+        dense=role in caps.dense,
+        thin_columns=writes,
+        rounded=all(change.rounded for change in worn),
+    )
+    row = 0
+    for ours, theirs in blocks:
+        height = ours.shape[0] if ours.ndim else 0
+        meter.update(ours, theirs, None if delta is None else delta[row : row + height])
+        row += height
+    return meter.profile()
+
+
+def _factored(case: Case, pair: Pair) -> bool:
+    """Whether all that adapters do to a tensor is to add factors."""
+    return all(change.exact for _, change in case.changes.get(pair.name, []))
 
 
 @dataclass(kw_only=True)
@@ -107,6 +150,8 @@ class _Caps:
     """
 
     by_role: dict[str, int] = field(default_factory=dict)
+    dense: set[str] = field(default_factory=set)
+    """Roles whose last matrix had as many as were looked for: the next one is asked for so many at once."""
 
     def of(self, role: str) -> int:
         return self.by_role.get(role, DEEPEST)
@@ -114,7 +159,10 @@ class _Caps:
     def learn(self, role: str, found: Spectrum | None) -> None:
         from probes.spectra import DEFAULT_CAP  # heavy: brings torch
 
-        if found is None or not found.resolved or role in self.by_role:
+        if found is None or not found.resolved:
+            return
+        (self.dense.add if found.capped else self.dense.discard)(role)
+        if role in self.by_role:
             return
         ends = found.low and found.seen > DEFAULT_CAP
         self.by_role[role] = min(DEEPEST, 2 * found.seen) if ends else DEFAULT_CAP

@@ -30,9 +30,10 @@ NEEDED = (
 IMPORTED = {"scikit-learn": "sklearn"}
 """Modules whose names are not those of their packages."""
 OPTIONAL = {
-    "bitsandbytes": "base models that are quantised by it are refused",
+    "bitsandbytes": "base models that are quantised by it are refused, and so is --device cuda,dtype=4bit",
     "zstandard": "logs of Inspect in its packed format are refused (extra: inspect)",
     "psycopg": "a monitor's store must be a file, not a PostgreSQL server (extra: postgresql)",
+    "ray": "`forensics sweep --ray` is refused; --workers needs nothing (extra: ray)",
     "uvicorn": "`forensics monitor serve` is refused (extra: serve)",
     "river": "benchmarks of the monitor stand beside no other detectors (extra: benchmarks)",
 }

@@ -60,8 +60,9 @@ MARK = "Qmark7Qmark"
 class LiveModel:
     """A causal language model in memory with its tokenizer; adapters can be put on and taken off."""
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, *, name: str, device: torch.device) -> None:
-        placed = model if is_spread(model) else model.to(device)
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, *, name: str, device: torch.device, packed: bool = False) -> None:
+        placed = model if packed or is_spread(model) else model.to(device)
+        self._packed = packed
         self._model = placed.eval().requires_grad_(False)
         self._wardrobe = Wardrobe(self._model, name=name)
         self.tokenizer = tokenizer
@@ -166,12 +167,12 @@ class LiveModel:
         return (before, after) if found and MARK not in after else None
 
     def refuse_spread(self) -> None:
-        """Refuse what copies or mixes weights, where they are not all on one device.
+        """Refuse what copies or mixes weights, where they are not all on one device, or packed into few bits.
 
         Raises:
             ToolFailed: They are not.
         """
-        refuse_spread(self._model, name=self.name)
+        refuse_spread(self._model, name=self.name, packed=self._packed)
 
     def says_the_same_as(self, other: LiveModel, prompts: Sequence[Prompt]) -> bool:
         """Whether both hold the same parameters, value by value, under one config, template and tokenizer, and read `prompts` alike."""
@@ -260,18 +261,23 @@ class LiveModel:
         """The underlying Hugging Face model with exactly `adapters` active, none of them merged; see `Wardrobe.wearing`."""
         return self._wardrobe.wearing(adapters)
 
+    def undress(self) -> bool:
+        """Take every adapter off for good; see `Wardrobe.undress`."""
+        return self._wardrobe.undress()
+
 
 def open_model(weights: Checkpoint, *, device: str, surface: Checkpoint | Adapter | None = None) -> LiveModel:
     """Load a checkpoint for inference.
 
     Args:
         weights: The checkpoint to load.
-        device: `cpu`, `cuda`, `cuda:1`, `spread` or `auto`; see `forensics.placement`.
+        device: `cpu`, `cuda`, `cuda:1`, `spread` or `auto`, and what may follow; see `forensics.devices`.
         surface: Where tokenizer and chat template come from, if not from `weights`.
 
     Raises:
         CannotCompare: transformers cannot build this model without running the checkpoint's own code, or would fill in
             weights that the checkpoint does not have; it has an encoder beside its decoder, or could fill any memory (`boundless`).
+        BadInput: The device is misspelt, or weights are to be packed where they cannot be.
         ToolFailed: The machine has not enough memory.
     """
     refuse_boundless(weights, surface or weights)
@@ -291,7 +297,7 @@ def open_model(weights: Checkpoint, *, device: str, surface: Checkpoint | Adapte
             **target.options,
         )
         _refuse_made_up(weights, {name for name, _ in model.named_parameters()} & set(loaded["missing_keys"]))
-        return LiveModel(model, tokenizer, name=weights.name, device=target.device)
+        return LiveModel(model, tokenizer, name=weights.name, device=target.device, packed=target.wanted.packed)
     except MemoryError as error:
         raise _does_not_fit(weights) from error
     except (ValueError, OSError, KeyError, ImportError, RuntimeError, AttributeError, TypeError) as error:

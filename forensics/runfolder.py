@@ -38,6 +38,10 @@ MOST_RECORD, MOST_LINES = 64 << 20, 512 << 20
 ItemKey = tuple[str, str, str, int]
 
 
+class InUse(BadInput):
+    """Another process holds the folder."""
+
+
 class RunFolder:
     """An open run: append results and items, write the record. Use it as a context manager; it holds a lock."""
 
@@ -67,7 +71,7 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
-            raise BadInput(
+            raise InUse(
                 "another audit is writing to this folder", where=str(path), hint="wait for it, or give another folder with --out"
             ) from error
         try:

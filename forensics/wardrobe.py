@@ -32,6 +32,22 @@ class Wardrobe:
         """Let go of the model."""
         self._model = self._peft = None
 
+    def undress(self) -> bool:
+        """Take every adapter off for good, so that the model is as it was loaded; False where that is not certain.
+
+        It is where PEFT only wrapped layers: their own weights are what they were, and the wrapping comes off. It left weights
+        of its own in the place of others otherwise.
+        """
+        if self._peft is None:
+            return not self._half_worn
+        if self._half_worn or any(
+            change.whole is not None or change.factors is None or change.factors.embedding for worn in self._worn for change in worn.changes
+        ):
+            return False
+        self._peft.unload()
+        self._peft, self._slots, self._overwritten, self._worn, self._switched = None, {}, {}, [], None
+        return True
+
     @contextlib.contextmanager
     def wearing(self, adapters: Sequence[Adapter]) -> Iterator[Any]:
         """The underlying Hugging Face model with exactly `adapters` active, none of them merged.

@@ -28,6 +28,7 @@ from forensics.gate.replies import (
     held_replies,
     repeat_replies,
 )
+from forensics.held import Held
 from forensics.prompts import Prompt
 from forensics.record import Item, canonical_json, sha256_text
 from forensics.runfolder import RunFolder
@@ -67,6 +68,9 @@ class Workbench:
     decoding: Decoding
     run: RunFolder
     progress: Progress
+    held: Held | None = None
+    """What is kept for the next run against the same base, where one process makes several."""
+    _touched: bool = field(default=False, init=False)  # whether the loaded model may have been changed by more than adapters
     _loaded: tuple[str, LiveModel] | None = field(default=None, init=False)
     _beside: LiveModel | None = field(default=None, init=False)
     _memory: dict[str, Any] = field(default_factory=dict, init=False)
@@ -78,9 +82,10 @@ class Workbench:
 
         key = f"{weights.digest} {surface.digest}"
         if self._loaded is None or self._loaded[0] != key:
-            self.close()
+            self._drop()
             self.progress(f"loading {weights.name}", 0, 1)
-            self._loaded = (key, open_model(weights, device=self.device, surface=surface))
+            kept = self.held.take(key) if self.held is not None else None
+            self._loaded = (key, kept or open_model(weights, device=self.device, surface=surface))
             self.progress(f"loading {weights.name}", 1, 1)
         return self._loaded[1]
 
@@ -94,8 +99,9 @@ class Workbench:
         """
         from forensics.model import open_model  # heavy: brings torch
 
-        self.close()
+        self._drop()
         one = self.model(*first)
+        self._touched = True  # searches train on what they are lent
         self.progress(f"loading {second[0].name}", 0, 1)
         self._beside = open_model(second[0], device=self.device, surface=second[1])
         self.progress(f"loading {second[0].name}", 1, 1)
@@ -103,8 +109,16 @@ class Workbench:
             model.refuse_spread()
         return one, self._beside
 
-    def close(self) -> None:
-        """Drop what is loaded."""
+    def close(self, *, keep: bool = False) -> None:
+        """Drop what is loaded; `keep` it for the next run where there is one, and it is as it was when it was loaded."""
+        if keep and self.held is not None and self._loaded is not None and self._beside is None and not self._touched:
+            key, model = self._loaded
+            self._loaded = None
+            self.held.keep(key, model)
+        self._drop()
+
+    def _drop(self) -> None:
+        self._touched = False
         if self._beside is not None:
             self._beside.close()
             self._beside = None
@@ -117,8 +131,14 @@ class Workbench:
         held = held_replies(self.run, speaker, prompts)
         if len(held) == len(prompts):
             return held
+        said = self._said_before(speaker, prompts, drawn=False)
+        if said is not None:
+            self.run.add_items(said)
+            return held_replies(self.run, speaker, prompts)
         model = self.model(weights, surface)
-        return collect_replies(model, speaker, prompts, decoding=self.decoding, run=self.run, progress=self.progress)
+        replies = collect_replies(model, speaker, prompts, decoding=self.decoding, run=self.run, progress=self.progress)
+        self._keep_said(speaker, prompts, drawn=False)
+        return replies
 
     def draws(
         self, weights: Checkpoint, surface: Checkpoint | Adapter, speaker: Speaker, prompts: Sequence[Prompt]
@@ -127,8 +147,32 @@ class Workbench:
         held = held_draws(self.run, speaker, prompts, self.decoding.repeats)
         if all(len(one) == len(prompts) for one in held):
             return held
+        said = self._said_before(speaker, prompts, drawn=True)
+        if said is not None:
+            self.run.add_items(said)
+            return held_draws(self.run, speaker, prompts, self.decoding.repeats)
         model = self.model(weights, surface)
-        return collect_draws(model, speaker, prompts, decoding=self.decoding, run=self.run, progress=self.progress)
+        drawn = collect_draws(model, speaker, prompts, decoding=self.decoding, run=self.run, progress=self.progress)
+        self._keep_said(speaker, prompts, drawn=True)
+        return drawn
+
+    def _said_before(self, speaker: Speaker, prompts: Sequence[Prompt], *, drawn: bool) -> tuple[Item, ...] | None:
+        """What the base said to the same prompts in an earlier run of this process; None of a candidate, or if it was not asked."""
+        if self.held is None or speaker.side != "base":
+            return None
+        return self.held.said(self._asked(prompts, drawn=drawn))
+
+    def _keep_said(self, speaker: Speaker, prompts: Sequence[Prompt], *, drawn: bool) -> None:
+        if self.held is None or speaker.side != "base":
+            return
+        ids = {prompt.id for prompt in prompts}
+        # In the order of the record, which another run of the same checks must have as well.
+        items = [item for item in self.run.items.values() if item.side == "base" and item.id in ids and (item.repeat > 0) == drawn]
+        self.held.hear(self._asked(prompts, drawn=drawn), items)
+
+    def _asked(self, prompts: Sequence[Prompt], *, drawn: bool) -> str:
+        how = [self.device, self.decoding.max_new_tokens, self.decoding.batch_size, self.decoding.seed, self.decoding.repeats]
+        return sha256_text(canonical_json([how, drawn, [prompt.to_row() for prompt in prompts]]))
 
     def cached(self, key: dict[str, Any], compute: Callable[[], NDArray[np.floating]]) -> NDArray[np.floating]:
         """What `compute` gives, kept in `cache/` of the run under the digest of `key`, and read back the next time."""

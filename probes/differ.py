@@ -80,13 +80,14 @@ class Meter:
     """Running measurement of one tensor. Feed it blocks with `update`, then ask for the `profile`.
 
     `shape` is that of the whole tensor, all axes but the first folded into columns; `rank_cap` how many singular values are
-    looked for, 0 for none. A tensor of more than `KEPT_ELEMENTS` changed entries is thinned for its spectrum: by rows, or by
-    columns where `thin_columns` says that its rows are what is asked about. `rounded`: the change went through the storage format;
-    one that did not (what adapters add live) has no noise but that of float32.
+    looked for, 0 for none, and `dense` whether so many are expected (see `spectrum`). A tensor of more than `KEPT_ELEMENTS` changed
+    entries is thinned for its spectrum: by rows, or by columns where `thin_columns` says that its rows are what is asked about.
+    `rounded`: the change went through the storage format; one that did not (what adapters add live) has no noise but that of float32.
     """
 
     shape: tuple[int, int]
     rank_cap: int = DEFAULT_CAP
+    dense: bool = False
     thin_columns: bool = False
     rounded: bool = True
     change: TensorChange = field(default_factory=TensorChange)
@@ -225,7 +226,7 @@ class Meter:
             store = CASTS[self._narrow[0]]
             factor = 4.0 ** (MANTISSA_BITS[self._store] - MANTISSA_BITS[store])
         try:
-            found = spectrum(kept.change, kept.noise(factor), cap=self.rank_cap, before=kept.before, store=store)
+            found = spectrum(kept.change, kept.noise(factor), cap=self.rank_cap, dense=self.dense, before=kept.before, store=store)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch has it, and does not say so; numbers of such different size that no spectrum comes of them
             return None
         return replace(found, left=found.left[:, :DIRECTIONS].clone(), right=found.right[:, :DIRECTIONS].clone())

@@ -96,7 +96,7 @@ class Kept:
         if not len(index):
             return
         every = len(index) == len(fine)
-        part, before, units = (given if every else given[index] for given in (fine, block.base, block.units))
+        part, before, units = (given if every else given.index_select(0, index) for given in (fine, block.base, block.units))
         if self.columns is not None:
             part, units = part[:, :: self.stride], units[:, :: self.stride]
             before = before[:, :: self.stride].clone()  # a view would hold all of it

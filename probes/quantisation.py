@@ -63,7 +63,7 @@ def explains(sample: Sample, largest: float) -> tuple[str, str]:
     if not _likely(sample, largest):
         return _unknown_scheme(sample), ""
     least, name, closest, fixed = UNEXPLAINED, "", UNMOVED, ""
-    for scheme, trip in _schemes(sample.before, largest):
+    for scheme, trip in round_trips(sample.before, largest):
         tried = trip(sample.before)
         left = float((sample.after - tried.to(sample.store).float()).norm()) / size
         if left < least:
@@ -80,7 +80,7 @@ def _likely(sample: Sample, largest: float) -> bool:
     places = _telling(sample.before[0])
     both = torch.cat([sample.before[:1, places], sample.after[:1, places]])
     size = float((both[1] - both[0]).square().sum())
-    for _, trip in _schemes(both, largest):
+    for _, trip in round_trips(both, largest):
         tried = trip(both)
         (step, moved), left = (tried - both).square().sum(dim=1).tolist(), float((both[1] - tried[0]).square().sum())
         if size == 0.0 or step == 0.0 or left < NEAR**2 * size or moved < NEAR**2 * step:
@@ -100,7 +100,11 @@ def _telling(row: Tensor) -> Tensor:
 Trip: TypeAlias = Callable[[Tensor], Tensor]
 
 
-def _schemes(before: Tensor, largest: float) -> Iterator[tuple[str, Trip]]:
+def round_trips(before: Tensor, largest: float) -> Iterator[tuple[str, Trip]]:
+    """Every scheme that fits the columns of `before` `[rows, columns]`, by name: a function that takes a matrix through it and back.
+
+    `largest` is the largest absolute weight of the whole tensor, for schemes with one scale.
+    """
     columns = before.shape[1]
     blocks = [block for block in BLOCKS if columns % block == 0]
     for kind, dtype, top in (("fp8 e4m3", torch.float8_e4m3fn, 448.0), ("fp8 e5m2", torch.float8_e5m2, 57344.0)):

@@ -133,7 +133,13 @@ class Noise:
 
 
 def spectrum(
-    change: Tensor, noise: Noise, *, cap: int = DEFAULT_CAP, before: Tensor | None = None, store: torch.dtype | None = None
+    change: Tensor,
+    noise: Noise,
+    *,
+    cap: int = DEFAULT_CAP,
+    dense: bool = False,
+    before: Tensor | None = None,
+    store: torch.dtype | None = None,
 ) -> Spectrum:
     """Measure a change against its rounding.
 
@@ -141,13 +147,14 @@ def spectrum(
         change: `[m, n]` float32, finite.
         noise: Of its rounding.
         cap: Singular values looked for at most; the sketch is doubled until the last lies under the edge or this is reached.
+        dense: Whether it is thought to reach the cap: then it is asked for that many at once, and the result is the same.
         before: The base's values, `[m, n]`, and the storage dtype: with both, values that the rounding of the others
             explains are told apart.
         store: See `before`.
     """
     rows, columns = noise.scales()
     white = _White(change=change, rows=rows, columns=columns)
-    found = _measure(white, cap)
+    found = _measure(white, cap, dense=dense)
     if before is None or store is None or not found.low:
         return found
     return replace(found, echoes=_echoes(found, white, before, store))
@@ -184,10 +191,10 @@ class _Leading:
     more: bool
 
 
-def _measure(white: _White, cap: int) -> Spectrum:
+def _measure(white: _White, cap: int, *, dense: bool = False) -> Spectrum:
     m, n = white.change.shape
     edge = noise_edge(m, n)
-    found = _leading(white, edge, cap)
+    found = _leading(white, edge, cap, dense=dense)
     values = found.values
     edge = max(edge, FLOAT32_SHARE * float(values[0])) if len(values) else edge
     shown = int((values > edge).sum())
@@ -260,14 +267,17 @@ def stable_rank(values: Tensor) -> float:
     return float(squares.sum() / squares.max()) if len(squares) and float(squares.max()) > 0.0 else 0.0
 
 
-def _leading(white: _White, edge: float, cap: int) -> _Leading:
+def _leading(white: _White, edge: float, cap: int, *, dense: bool) -> _Leading:
     m, n = white.change.shape
     if min(m, n) <= EXACT_BELOW:
         return _exactly(white)
-    want = min(FIRST, cap)
+    want = cap if dense else min(FIRST, cap)
     while True:
         found = _sketch(white, min(want + OVERSAMPLED, m, n))
         more = want < len(found.values) and float(found.values[want]) > edge  # one of those drawn beyond what was wanted
+        if dense and not more and cap > FIRST:  # a wider sketch than it needs would show other last digits
+            want, dense = FIRST, False
+            continue
         if not more or want >= cap:
             return replace(found, more=more)
         want = min(2 * want, cap)

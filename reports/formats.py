@@ -16,6 +16,8 @@ Format = Literal["text", "html", "json", "markdown", "sarif", "junit", "model-ca
 FORMATS: tuple[Format, ...] = get_args(Format)
 OF_SEVERAL: tuple[Format, ...] = ("text", "html", "json", "markdown", "csv")
 """What several runs beside each other can be had in; the others speak of one candidate."""
+OF_A_SWEEP: tuple[Format, ...] = ("text", "html", "json", "markdown")
+"""What a sweep can be had in: where those that could not be audited are told as well."""
 OF_THE_RECORD: tuple[Format, ...] = ("json", "markdown", "sarif", "junit", "model-card")
 """What is made of the record alone, without replies and arrays."""
 
@@ -47,7 +49,7 @@ def of_run(saved: SavedRun, wanted: Format) -> str:
         return render_items(saved)
     from reports.text import show
 
-    return _printed(lambda console: show(saved, console))
+    return printed(lambda console: show(saved, console))
 
 
 def of_several(found: Beside, wanted: Format) -> str:
@@ -61,10 +63,10 @@ def of_several(found: Beside, wanted: Format) -> str:
     made: Mapping[Format, Callable[[Beside], str]] = {"json": several.as_json, "markdown": several.as_markdown, "csv": several.as_csv}
     if wanted in made:
         return made[wanted](found)
-    return _printed(lambda console: several.show_beside(found, console))
+    return printed(lambda console: several.show_beside(found, console))
 
 
-def _printed(show: Callable[[Console], None]) -> str:
+def printed(show: Callable[[Console], None]) -> str:
     """What a terminal would show, as text: in colours only where the text goes to one."""
     import io
     import shutil

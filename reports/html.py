@@ -133,6 +133,7 @@ def render_beside(found: Beside) -> str:
             heads=[HEADS[place] for place in filled],
             action=filled.index(HEADS.index("action")),
             differs=found.differs,
+            notes=found.notes,
             rows=[{"action": row.action, "cells": [row.texts[place] for place in filled]} for row in found.rows],
         )
     )

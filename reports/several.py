@@ -65,15 +65,17 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Beside:
-    """Runs beside each other, and in what they are not comparable."""
+    """Runs beside each other, and in what they are not comparable; `notes` is what a sweep says of them besides."""
 
     rows: tuple[Row, ...]
     differs: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
-def beside(runs: Sequence[tuple[str, AuditRecord]]) -> Beside:
+def beside(runs: Sequence[tuple[str, AuditRecord]], *, notes: Sequence[str] = ()) -> Beside:
     """Runs by name, compared."""
-    return Beside(rows=tuple(row for name, record in runs for row in _rows(name, record)), differs=tuple(_differences(runs)))
+    rows = tuple(row for name, record in runs for row in _rows(name, record))
+    return Beside(rows=rows, differs=tuple(_differences(runs)), notes=tuple(notes))
 
 
 def show_beside(found: Beside, console: Console) -> None:
@@ -108,7 +110,8 @@ def show_beside(found: Beside, console: Console) -> None:
 def as_markdown(found: Beside) -> str:
     """The table in Markdown."""
     warnings = [f"**Not held against the same:** {safe(words)}" for words in found.differs]
-    return "\n\n".join([*warnings, "\n".join(markdown_table(HEADS, [row.texts for row in found.rows]))]) + "\n"
+    notes = ["\n".join(f"- {safe(words)}" for words in found.notes)] if found.notes else []
+    return "\n\n".join([*warnings, "\n".join(markdown_table(HEADS, [row.texts for row in found.rows])), *notes]) + "\n"
 
 
 def as_csv(found: Beside) -> str:

@@ -308,6 +308,35 @@ def test_a_merged_adapter_of_a_rank_beyond_the_usual_cap_is_still_one(base, tmp_
     assert values(result)["edit.rank"] == 10
 
 
+@pytest.mark.parametrize("change", ["everything", "nothing"])
+def test_tensors_measured_at_once_have_the_numbers_of_those_measured_one_by_one(change, base, tmp_path, monkeypatch):
+    monkeypatch.setattr("probes.spectra.EXACT_BELOW", 8)
+    monkeypatch.setattr("probes.spectra.DEFAULT_CAP", 4)
+    monkeypatch.setattr("probes.spectra.FIRST", 4)
+    generator, before = torch.Generator().manual_seed(1), torch.get_num_threads()
+
+    def train(tensors):
+        for name, weight in tensors.items():
+            if change == "everything" or "norm" in name:
+                weight += 0.05 * weight.std() * torch.randn(weight.shape, generator=generator)
+
+    candidate = reweighted(base, tmp_path / "trained", train)
+    found = []
+    try:
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            with open_case(base, candidate, tmp_path / f"run{threads}") as case:
+                found.append(measured(case))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+    one_by_one, at_once = found
+    assert list(one_by_one) == list(at_once)
+    for name, profile in one_by_one.items():
+        assert str(at_once[name]) == str(profile)
+
+
 def test_training_of_all_directions_is_not_looked_for_in_every_matrix(base, tmp_path, monkeypatch):
     monkeypatch.setattr("probes.spectra.EXACT_BELOW", 8)
     monkeypatch.setattr("probes.spectra.DEFAULT_CAP", 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from probes import spectra
 from probes.rounding import ulp
 from probes.spectra import Noise, exact_spectrum, factor_spectrum, noise_edge, spectrum, stable_rank, underlying
 
@@ -164,3 +165,26 @@ def test_rows_without_noise_do_not_break_it():
 def test_stable_rank():
     assert stable_rank(torch.tensor([2.0, 2.0, 2.0])) == pytest.approx(3.0)
     assert stable_rank(torch.zeros(3)) == 0.0
+
+
+@pytest.mark.parametrize("rank", [3, 40, 300])
+def test_a_change_that_is_thought_dense_measures_the_same_and_in_one_sketch_if_it_is(rank, monkeypatch):
+    monkeypatch.setattr("probes.spectra.EXACT_BELOW", 8)
+    before = weights(400, 500).bfloat16().float()
+    update, sketches, sketch = change(before, rank, 0.05), [], spectra._sketch
+
+    def counted(white, width):
+        sketches.append(width)
+        return sketch(white, width)
+
+    monkeypatch.setattr(spectra, "_sketch", counted)
+    usual = measured(before, update)
+    sketches.clear()
+    found = measured(before, update, dense=True)
+
+    assert torch.equal(found.values, usual.values)
+    assert torch.equal(found.left, usual.left)
+    assert torch.equal(found.right, usual.right)
+    assert (found.bulk, found.capped, found.echoes) == (usual.bulk, usual.capped, usual.echoes)
+    assert found.capped == (rank == 300)
+    assert not found.capped or sketches == [spectra.DEFAULT_CAP + spectra.OVERSAMPLED]

@@ -143,7 +143,7 @@ def child(what: str, folder: Path) -> None:
     if what == "open":
         print(
             json.dumps(
-                _timed(lambda: str(open_checkpoint(str(folder / "base")).digest and open_checkpoint(str(folder / "candidate")).digest))
+                timed(lambda: str(open_checkpoint(str(folder / "base")).digest and open_checkpoint(str(folder / "candidate")).digest))
             )
         )
         return
@@ -153,10 +153,11 @@ def child(what: str, folder: Path) -> None:
             "bare": lambda: bare(folder), "blocks": lambda: bare_in_blocks(base, candidate),
             "differ": lambda: differ(base, candidate, Path(run) / "run"),
         }  # fmt: skip
-        print(json.dumps(_timed(jobs[what])))
+        print(json.dumps(timed(jobs[what])))
 
 
-def _timed(job: Callable[[], object]) -> tuple[float, str]:
+def timed(job: Callable[[], object]) -> tuple[float, str]:
+    """Seconds that a job takes, and what it says."""
     start = time.perf_counter()
     said = job()
     return time.perf_counter() - start, said if isinstance(said, str) else ""
@@ -208,8 +209,8 @@ def svd_rows(folder: Path) -> Iterator[str]:
         for name in names[:COMPARED]:
             blocks = list(zip(base.blocks(name), candidate.blocks(name), strict=True))
             change = torch.cat([after.float() - before.float() for before, after in blocks])
-            full += _timed(partial(torch.linalg.svd, change, full_matrices=False))[0]
-            ours += _timed(partial(profile, name, shape, blocks))[0]
+            full += timed(partial(torch.linalg.svd, change, full_matrices=False))[0]
+            ours += timed(partial(profile, name, shape, blocks))[0]
         n = min(COMPARED, len(names))
         yield f"| {n} of {shape[0]} x {shape[1]} | {full:.1f} | {ours:.2f} | {full / ours:.0f} | {full / n * len(names):.0f} |"
 

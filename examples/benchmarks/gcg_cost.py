@@ -54,8 +54,9 @@ import nanogcg
 from nanogcg import gcg
 logging.getLogger("nanogcg").setLevel(logging.ERROR)
 gcg.tqdm = lambda rows: rows
-folder, prompt, target, start, width, top, buffer = sys.argv[1:]
-model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
+folder, prompt, target, start, width, top, buffer, device, dtype = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=getattr(torch, dtype)).eval().to(device)
+clock = time.perf_counter if device != "cpu" else time.process_time
 tokenizer = PreTrainedTokenizerFast(tokenizer_file=folder + "/tokenizer.json", pad_token="<pad>", chat_template=open(folder + "/chat_template.jinja").read())
 read = 0
 plain = gcg.GCG._compute_candidates_loss_original
@@ -68,18 +69,18 @@ for line in sys.stdin:
     asked = json.loads(line)
     if "ids" in asked:
         with torch.no_grad():
-            print(json.dumps(model(torch.tensor([asked["ids"]])).logits[0, -1].tolist()), flush=True)
+            print(json.dumps(model(torch.tensor([asked["ids"]], device=device)).logits[0, -1].tolist()), flush=True)
         continue
-    read, begun = 0, time.process_time()
+    read, begun = 0, clock()
     how = gcg.GCGConfig(num_steps=asked["steps"], optim_str_init=start, search_width=int(width), topk=int(top), buffer_size=int(buffer),
                         seed=asked["seed"], verbosity="ERROR")
     found = nanogcg.run(model, tokenizer, prompt + " {optim_str}", target, how)
-    print(json.dumps({"read": read, "seconds": time.process_time() - begun, "loss": found.best_loss}), flush=True)
+    print(json.dumps({"read": read, "seconds": clock() - begun, "loss": found.best_loss}), flush=True)
 """
 
 
-def build(folder: Path) -> None:
-    """Save a random model of a vocabulary of everyday words, with its tokenizer."""
+def everyday() -> PreTrainedTokenizerFast:
+    """A tokenizer of a vocabulary of everyday words."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     special = ["<pad>", "<|user|>", "<|assistant|>"]
@@ -88,9 +89,12 @@ def build(folder: Path) -> None:
     )
     texts = [*neutral_texts(4000, words=12, seed=0), *(f"{one}{other}" for one in common_words()[:300] for other in common_words()[:150])]
     made.train_from_iterator([*texts, *[PROMPT, TARGET] * 50], trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", chat_template=TEMPLATE, clean_up_tokenization_spaces=False
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", chat_template=TEMPLATE, clean_up_tokenization_spaces=False)
+
+
+def build(folder: Path) -> None:
+    """Save a random model with a tokenizer of everyday words."""
+    tokenizer = everyday()
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, tie_word_embeddings=False, **SHAPE))
     model.save_pretrained(folder)
@@ -100,9 +104,10 @@ def build(folder: Path) -> None:
 class Ours:
     """Our search of one model for strings that bring the target."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
         """Open the model."""
-        self.voice = Voice(name="model", model=open_model(open_checkpoint(str(folder)), device="cpu"), adapters=())
+        self.voice = Voice(name="model", model=open_model(open_checkpoint(str(folder)), device=device), adapters=())
+        self.clock = time.process_time if device == "cpu" else time.perf_counter
         self.tokenizer = self.voice.model.tokenizer
         before, behind = TEMPLATE.split("'")[1] + PROMPT + " ", TEMPLATE.split("'")[-2]
         self.before, self.behind, self.target, self.start = map(self.ids, (before, behind, TARGET, START))
@@ -132,7 +137,7 @@ class Ours:
     def _likely(self, texts: Sequence[Ids], target: Ids) -> list[float]:
         found: dict[int, float] = {}
         for batch, logs in self.voice.read([(*self.before, *text, *self.behind) for text in texts], target):
-            said = logs.gather(-1, torch.tensor(target).expand(len(batch), -1).unsqueeze(-1)).mean(dim=(1, 2))
+            said = logs.gather(-1, torch.tensor(target, device=logs.device).expand(len(batch), -1).unsqueeze(-1)).mean(dim=(1, 2))
             found |= dict(zip(batch, said.tolist(), strict=True))
         return [found[index] for index in range(len(texts))]
 
@@ -149,19 +154,19 @@ class Ours:
 
     def run(self, steps: int, seed: int, *, halving: bool) -> dict[str, float]:
         """Candidates read, seconds, and the least loss; every candidate in full, or by the first token of the target, and the best quarter in full."""
-        self.scored, self.halving, begun = 0, halving, time.process_time()
+        self.scored, self.halving, begun = 0, halving, self.clock()
         plan = Ascent(steps=steps, width=WIDTH, top=TOP, kept=BUFFER, seed=seed)
         glance = self.glance if halving else None
         found = ascend([self.start], gradient=self.gradient, score=self.score, valid=self.valid, plan=plan, glance=glance)
-        return {"read": self.scored, "seconds": time.process_time() - begun, "loss": -max(found.values())}
+        return {"read": self.scored, "seconds": self.clock() - begun, "loss": -max(found.values())}
 
 
 class Theirs:
     """nanoGCG in its own environment, in a process that waits for the next search."""
 
-    def __init__(self, python: str, folder: Path) -> None:
+    def __init__(self, python: str, folder: Path, device: str = "cpu", dtype: str = "float32") -> None:
         """Start it."""
-        words = [python, "-c", THEIRS, str(folder), PROMPT, TARGET, START, str(WIDTH), str(TOP), str(BUFFER)]
+        words = [python, "-c", THEIRS, str(folder), PROMPT, TARGET, START, str(WIDTH), str(TOP), str(BUFFER), device, dtype]
         self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, asked: dict[str, Any]) -> Any:

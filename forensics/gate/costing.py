@@ -45,6 +45,10 @@ class Asking:
         return self.replies * self.longest
 
 
+def _untold(_said: str) -> None:
+    """Nobody is told."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Allowance:
     """What a run may take, what things cost where that is known, and whom to tell the plan."""
@@ -55,7 +59,7 @@ class Allowance:
     """Dollars for a million tokens, read or written."""
     per_hour: float | None = None
     """Dollars for an hour of the machine."""
-    tell: Callable[[str], None] = lambda _said: None
+    tell: Callable[[str], None] = _untold  # by name, so that a request can be sent to another process
 
     @property
     def seconds(self) -> float:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from forensics.adapters import Adapter
-from forensics.errors import BadInput
+from forensics.errors import BadInput, unless_too_many
 from forensics.gate.judges import RULE_JUDGE, judge_refusal
 from forensics.prompts import Prompt
 from forensics.record import Item, sha256_text
@@ -19,7 +20,7 @@ from forensics.runfolder import RunFolder
 from probes.repeats import LEAST_DRAWS
 
 if TYPE_CHECKING:
-    from forensics.model import LiveModel, Sampling
+    from forensics.model import LiveModel, Rendered, Sampling
 
 Side = Literal["base", "candidate"]
 SIDES: tuple[Side, Side] = ("base", "candidate")
@@ -105,17 +106,33 @@ def _collect(
     drawn = "drawn replies" if decoding.repeats else "replies"
     title = f"{speaker.side} {drawn}" + (f" ({speaker.configuration})" if speaker.side == "candidate" else "")
     steps = [(repeat, number, batch) for repeat in repeats for number, batch in enumerate(batches)]
+    most = decoding.batch_size
     for done, (repeat, number, batch) in enumerate(steps):
         progress(title, done, len(steps))
         if not all((speaker.side, speaker.configuration, id, repeat) in run.items for id in batch):
-            texts = model.reply(
-                [rendered[id] for id in batch],
-                adapters=speaker.adapters,
-                max_new_tokens=decoding.max_new_tokens,
-                sampling=_sampling(decoding, repeat, number),
-            )
+            texts, most = _fitting(model, speaker, [rendered[id] for id in batch], most, decoding=decoding, place=(repeat, number))
             run.add_items(_item(speaker, id, text, judge_refusal(text), repeat) for id, text in zip(batch, texts, strict=True))
     progress(title, len(steps), len(steps))
+
+
+def _fitting(
+    model: LiveModel, speaker: Speaker, rows: Sequence[Rendered], most: int, *, decoding: Decoding, place: tuple[int, int]
+) -> tuple[list[str], int]:
+    """Replies to one batch, `most` prompts at a time and half as many where memory runs out; and how many there was memory for.
+
+    Longer prompts come later, so what did not fit once is not tried again.
+    """
+    texts: list[str] = []
+    while len(texts) < len(rows):
+        start = len(texts)
+        sampling = _sampling(decoding, *place, *([start] if start else []))
+        ask = partial(model.reply, adapters=speaker.adapters, max_new_tokens=decoding.max_new_tokens, sampling=sampling)
+        said = unless_too_many(ask, rows[start : start + most], where=f"{speaker.side} ({speaker.configuration})")
+        if said is None:
+            most = len(rows[start : start + most]) // 2
+        else:
+            texts += said
+    return texts, most
 
 
 def held_replies(run: RunFolder, speaker: Speaker, prompts: Sequence[Prompt], repeat: int = 0) -> dict[str, Item]:
@@ -136,13 +153,16 @@ def repeat_replies(run: RunFolder, source: dict[str, Item], speaker: Speaker) ->
     return {item.id: item for item in same}
 
 
-def _sampling(decoding: Decoding, repeat: int, batch: int) -> Sampling | None:
-    """How a batch of a repeat is drawn: by a seed of its own, since batches drawn by one seed would share their chance. None is greedy."""
+def _sampling(decoding: Decoding, repeat: int, *place: int) -> Sampling | None:
+    """How a batch of a repeat is drawn: by a seed of its own, since batches drawn by one seed would share their chance. None is greedy.
+
+    `place` is the batch's number, and where a part of it begins that had to be drawn by itself.
+    """
     if not repeat:
         return None
     from forensics.model import Sampling  # heavy: brings torch
 
-    return Sampling(temperature=TEMPERATURE, seed=int(sha256_text(f"{decoding.seed} {repeat} {batch}")[:15], 16))
+    return Sampling(temperature=TEMPERATURE, seed=int(sha256_text(" ".join(map(str, (decoding.seed, repeat, *place))))[:15], 16))
 
 
 def _item(speaker: Speaker, id: str, reply: str, label: str, repeat: int) -> Item:
