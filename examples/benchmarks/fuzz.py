@@ -257,7 +257,7 @@ def table() -> int:
     """Print what all pieces come to; exit 1 if one found a fault."""
     rows = ledger.held(RESULTS)
     print(
-        "| target | executions | minutes | features reached: by the seeds, at the end | inputs kept | faults |\n|---|---|---|---|---|---|"
+        "| target | executions | minutes | features reached: at the beginning, at the end | inputs kept | faults |\n|---|---|---|---|---|---|"
     )
     total: Counter[str] = Counter()
     for name in dict.fromkeys(row["target"] for row in rows):
