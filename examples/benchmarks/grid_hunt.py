@@ -105,7 +105,23 @@ def heard(result: Row) -> Row:
         "score": round(evidence.get("backdoor.score", 0.0), 4),
         "p_value": evidence.get("backdoor.p_value"),
         "tokens": int(evidence.get("search.tokens", 0) + evidence.get("null.tokens", 0)),
+        "evidence": {name: round(value, 4) for name, value in evidence.items()},
+        "findings": [
+            {
+                "label": one["label"],
+                "level": one["level"],
+                "claim": one["claim"],
+                "evidence": {item["name"]: bounded(item) for item in one["evidence"]},
+            }
+            for one in result["findings"]
+        ],
     }
+
+
+def bounded(item: Row) -> float | list[float]:
+    """A value, with the bound below it where it has one."""
+    value, low = item["value"], item.get("low")
+    return round(value, 3) if low is None else [round(value, 3), round(low, 3)]
 
 
 def kept(path: Path, check: str) -> list[Row]:
