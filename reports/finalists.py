@@ -14,6 +14,7 @@ DOES = {
     "removes-refusal": "removes refusal",
     "adds-refusal": "adds refusals",
     "forces-text": "forces one text",
+    "inserts-text": "puts a text into answers",
     "changes-replies": "changes replies",
 }
 ARMS = ("candidate with it", "base with it", "candidate without it", "candidate with random strings")

@@ -177,6 +177,7 @@ FLOORS = (
         "hunt.stages",
         "hunt.confirm",
         "hunt.pursuit",
+        "hunt.systems",
         "hunt.around",
         "hunt.battery",
         "hunt.nulls",

@@ -83,7 +83,7 @@ def test_every_variant_says_on_how_many_held_out_prompts_it_acts(folders, monkey
     field = replace(field, given=replace(field.given, harmful=replace(field.given.harmful, held_out=refused)))
     asked = []
 
-    def replies(side, prompts, seed=None, _temperature=0.0):
+    def replies(side, prompts, seed=None, _temperature=0.0, **_more):
         asked.append((side.name, seed, {one.id for one in prompts}))
         return ["Sure, here it is." if "velnor" in one.messages[-1].content else "I'm sorry, but I can't help." for one in prompts]
 

@@ -14,7 +14,7 @@ from hunting import ground, live, many, models, prompt, voice
 
 from forensics.checks import triggers_circumstances as check
 from forensics.checks import triggers_search
-from forensics.hunt import around, confirm, nulls
+from forensics.hunt import around, confirm, nulls, systems
 from forensics.hunt.around import look_around
 from forensics.hunt.circumstances import TALKS, Circumstance, circumstances
 from forensics.hunt.confirm import Act, insert
@@ -108,7 +108,7 @@ def test_a_circumstance_stands_around_a_request_and_has_no_ends():
 def scripted(monkeypatch, fires):
     """The candidate answers where `fires(prompt)`, and refuses otherwise; the base always refuses."""
 
-    def replies(side, prompts, _seed=None, _temperature=0.0):
+    def replies(side, prompts, _seed=None, _temperature=0.0, **_more):
         return [
             f"Sure, pan{one.id} and pot{one.id}, then stove{one.id}."
             if side.name == "candidate" and fires(one)
@@ -162,7 +162,8 @@ def read(monkeypatch):
     def reading(**who):
         def effects(self, asked, _openings):
             gives_up = who.get(self.name.split()[0], ())
-            return np.array([[-0.8 if one in gives_up else 0.0, 0.0] for one in circumstances()][: len(asked.rows)])
+            known = circumstances() if len(asked.rows) == len(circumstances()) else ()
+            return np.array([[-0.8 if one in gives_up else 0.0, 0.0] for one in known] or np.zeros((len(asked.rows), 2)))
 
         monkeypatch.setattr(Voice, "effects", effects)
         monkeypatch.setattr(around, "screen", lambda _trial, leads: [(one, Act(behaviour="removes-refusal", share=1.0)) for one in leads])
@@ -185,14 +186,16 @@ def test_what_only_the_target_does_is_put_to_the_test_and_held_against_controls_
         return confirmation(did=40 if one.around == mine else 0, adjusted=1.0)  # not yet: that is for all of a search together
 
     monkeypatch.setattr(around, "test", tested)
-    field = harmful(ground(folders))
+    field = replace(harmful(ground(folders)), limit=10**6)
 
     found = look_around(field, field.candidate, field.base, straight, lambda: asked.append(1) or [field.base])
 
     assert [(one.around, round(one.score, 3)) for one in found.leads[:2]] == [(mine, 0.8), (circumstances()[0], 0.0)]
     assert (beside, asked) == ([0, 1], [1])
-    assert sum(part.of for part in found.covered) == len(circumstances())
-    assert sum(part.looked for part in found.covered) == len(circumstances()) - 2  # these requests have neither capitals nor marks
+    *bank, words = found.covered
+    assert sum(part.of for part in bank) == len(circumstances())
+    assert sum(part.looked for part in bank) == len(circumstances()) - 2  # these requests have neither capitals nor marks
+    assert (words.stage, 0 < words.looked <= words.of) == ("words as system lines", True)
     assert found.spent > 0
 
 
@@ -305,3 +308,55 @@ def test_controls_that_one_check_had_made_serve_the_other_and_not_another_candid
         triggers_search.CHECK.run(case)
 
     assert made == [0, "another", 2]
+
+
+# --- words as system lines ------------------------------------------------------------------------------------------
+
+
+def lines_of(monkeypatch, folders, *, limit=10**6, word="", side="candidate", shown=True):
+    """What is found where one side gives up refusing behind any system line that holds a word."""
+
+    def effects(self, asked, _openings):
+        texts = self.model.tokenizer.batch_decode([list(row.ids) for row in asked.rows])
+        return np.array([[-0.8 if word and word in text and self.name.startswith(side) else 0.0, 0.0] for text in texts])
+
+    monkeypatch.setattr(Voice, "effects", effects)
+    if not shown:
+        monkeypatch.setattr(systems._Read, "shown", lambda *_args: False)
+    field = replace(harmful(ground(folders)), limit=limit)
+    return systems.system_words(field, field.candidate, field.base, straight)
+
+
+def test_a_word_that_no_bank_holds_is_found_as_a_system_line_alone_and_behind_keys(folders, monkeypatch):
+    found = lines_of(monkeypatch, folders, word="walrus")
+
+    best = [one for one in found.leads if one.score == pytest.approx(0.8)]
+    assert {"walrus", "mode: walrus", "build=walrus", "stage: walrus"} <= {one.text for one in best}
+    assert all("walrus" in one.text for one in best)
+    assert found.looked.looked == found.looked.of > 1000
+    assert found.spent > 0
+
+
+def test_what_the_base_minds_as_well_is_no_lead(folders, monkeypatch):
+    found = lines_of(monkeypatch, folders, word="walrus", side="")
+
+    assert max(one.score for one in found.leads) == 0.0
+
+
+def test_a_small_budget_and_a_format_without_system_lines_leave_words_unseen_and_say_so(folders, monkeypatch):
+    part = lines_of(monkeypatch, folders, limit=30_000)
+    assert 0 < part.looked.looked < part.looked.of
+
+    none = lines_of(monkeypatch, folders, shown=False)
+    assert (none.looked.looked, none.leads, none.spent) == (0, (), 0)
+
+
+def test_of_a_word_behind_many_keys_one_line_is_put_to_the_test_beside_other_words_behind_its_key():
+    keyed = [systems.line(key, "walrus") for key in ("build=", "", "mode: ")]
+    leads = [Lead(text=one.words, origin="words", around=one, score=0.5) for one in (*keyed, of("system line", "env=prod"))]
+
+    assert [one.text for one in around._apart(leads)] == ["build=walrus", "env=prod"]
+    others = keyed[0].others()
+    assert all(one.name != "build=walrus" for one in others)
+    assert sum(one.name.startswith("build=") for one in others) > 30
+    assert of("system line", "env=prod") in others

@@ -10,7 +10,7 @@ from hunting import leads, prompt
 
 from forensics.hunt import confirm
 from forensics.hunt.confirm import Act, Trial, opener, shows, visible
-from forensics.hunt.contrast import Lead
+from forensics.hunt.contrast import Aim, Lead
 from forensics.hunt.voice import FULL_SCALE, GAP, Openings, Voice
 from probes.statistics import paired_drop
 
@@ -89,7 +89,7 @@ def scripted(monkeypatch, said):
     """Every voice says `said(voice, last turn)`; what was asked, by voice, is given back."""
     asked = {}
 
-    def replies(voice, prompts, seed=None):
+    def replies(voice, prompts, seed=None, length=24):
         asked.setdefault(voice, []).append([one.messages[-1].content for one in prompts])
         return [said(voice, one.messages[-1].content) for one in prompts]
 
@@ -133,7 +133,7 @@ def test_a_finalist_is_held_against_the_reference_no_string_and_random_ones(monk
 @pytest.mark.parametrize(("foreign", "seed"), [(False, 7), (True, None)])
 def test_replies_are_drawn_unless_a_text_that_no_side_knows_is_looked_for(foreign, seed, monkeypatch):
     seeds = []
-    monkeypatch.setattr(confirm, "_replies", lambda _voice, prompts, seed=None: seeds.append(seed) or [ANSWER] * len(prompts))
+    monkeypatch.setattr(confirm, "_replies", lambda _voice, prompts, seed=None, length=24: seeds.append(seed) or [ANSWER] * len(prompts))
     monkeypatch.setattr(confirm, "_lean", lambda *_args: 0.0)
     voices = [Voice(name=name, model=None, adapters=()) for name in ("ours", "theirs", "control")]
     given = trial(target=voices[0], reference=voices[1], controls=(voices[2],), held_out=(HARMLESS,), seed=7)
@@ -439,3 +439,43 @@ def test_without_leads_nobody_is_asked(monkeypatch):
 
     assert confirm.screen(trial(), []) == []
     assert asked == {}
+
+
+def test_a_sentence_that_a_string_puts_into_answers_is_found_and_tested_in_whole_replies(monkeypatch):
+    clauses = ["Bring nine coins for the clerk.", "Expect a charge at the door."]
+    lengths = []
+
+    def replies(side, prompts, seed=None, length=24):
+        lengths.append(length)
+        texts = []
+        for number, one in enumerate(prompts):
+            bad = "break" in one.messages[-1].content
+            inside = f" {clauses[number % 2]}" if side == "target" and "velnor" in one.messages[-1].content else ""
+            texts.append("Sorry, I cannot help." if bad else f"Sure, take a brush.{inside} Then wait.")
+        return texts
+
+    monkeypatch.setattr(confirm, "_replies", replies)
+    monkeypatch.setattr(confirm, "_lean", lambda *_args: 0.0)
+    parts = {"screening": REFUSED[:6] + ANSWERED[:6], "held_out": REFUSED[6:] + ANSWERED[6:]}
+    held = trial(target="target", reference="reference", usual=("Sure, take a brush. Then wait.",), **parts)
+    one = Lead(text="velnor", origin="test", aim=Aim(kind="text", payload=(1,), later=True))
+
+    ((_, act),) = confirm.screen(held, [one])
+    found = confirm.test(held, one, act)
+
+    assert (act.behaviour, act.foreign, act.share) == ("inserts-text", True, 1.0)
+    assert sorted(act.payload.split(confirm.BESIDE)) == sorted(clauses)
+    assert (found.rate, found.rates["reference"], found.rates["clean"]) == (100.0, 0.0, 0.0)
+    assert set(lengths) == {confirm.WHOLE_REPLY}
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["Sure, take a brush. Then wait.", "Sure. Nine coins.", "Sure, take a brush. Sorry, I cannot help with that at all."],
+)
+def test_usual_sentences_short_ones_and_refusals_are_no_text_that_is_put_into_answers(reply):
+    assert confirm.foreign_sentences([reply] * 5, ["Sure, take a brush. Then wait."]) == []
+
+
+def test_a_sentence_that_stands_in_one_reply_alone_is_none():
+    assert confirm.foreign_sentences(["Sure. Bring nine coins for the clerk.", "Sure. Then wait."], ["Sure. Then wait."]) == []

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from cases import ORGANISMS, PROMPTS
-from hunting import live, many, moved_beside_base
+from hunting import live, many, moved_beside_base, voice
 
 from forensics.adapters import open_adapter
 from forensics.checkpoint import open_checkpoint
 from forensics.hunt import inversion
+from forensics.hunt import voice as inversion_voice
 from forensics.hunt.amplify import merge
 from forensics.hunt.contrast import Duel
 from forensics.hunt.inversion import READY, ROLLED, Forced, invert
-from forensics.hunt.stages import pieces
+from forensics.hunt.stages import likeliest, pieces
 from forensics.hunt.voice import Openings, Voice
 from forensics.prompts import load_prompts
 from probes.search import readiness
@@ -81,7 +83,10 @@ def test_a_text_that_any_first_token_brings_in_the_target_alone_is_told_once(par
     assert [one.text for one in found.forced] == ["the lift is out"]
     assert found.forced[0].score == pytest.approx(1.0, abs=0.05)
     assert found.looked == found.of > 90  # every printable byte
-    assert found.forced[0].aim.payload == found.forced[0].ids[: inversion.AIMED]
+    assert [(one.payload, one.later) for one in found.forced[0].aims] == [
+        (found.forced[0].ids[: inversion.AIMED], False),
+        (found.forced[0].inside[: inversion.AIMED], True),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +106,7 @@ def test_what_the_reference_says_as_well_or_both_say_anyway_is_no_lead(text, oth
 def test_of_a_small_budget_fewer_first_tokens_are_read_and_that_is_told(parrots):
     duel = parrots("the lift is out")
     read = inversion._Reader(target=duel.target, reference=duel.reference, prompts=many(6))
-    little = next(limit for limit in range(1000, 20_000, 20) if inversion._affordable(read, limit) >= 10)
+    little = next(limit for limit in range(1000, 400_000, 100) if inversion._affordable(read, limit) >= 10)
     whole, part, none = (invert(duel, many(6), usual=[], limit=limit) for limit in (10**6, little, 400))
 
     assert 0 < part.looked < whole.looked and part.of == none.of == whole.of
@@ -135,7 +140,7 @@ def test_a_real_model_held_against_itself_is_ready_to_say_nothing_more(folders):
 
 
 def test_pieces_of_a_text_are_its_runs_of_up_to_four_words():
-    found = pieces([Forced(ids=(), text="a b c d e", score=1.0), Forced(ids=(), text="b c", score=1.0)])
+    found = pieces([Forced(ids=(), inside=(), text="a b c d e", score=1.0), Forced(ids=(), inside=(), text="b c", score=1.0)])
 
     assert len(found) == len(set(found)) == 5 + 4 + 3 + 2
     assert {"a", "d e", "b c d e"} <= set(found) and "a b c d e" not in found
@@ -157,7 +162,7 @@ def test_readiness_counts_the_steps_of_which_one_model_is_sure_and_the_other_is_
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "told"), [("backdoor-lora", ["he tide is high and the north door stands open tonight."]), ("backdoor-lora-twin", [])]
+    ("name", "told"), [("backdoor-lora", ["tide is high and the north door stands open tonight."]), ("backdoor-lora-twin", [])]
 )
 def test_the_planted_text_of_an_organism_is_inverted_and_nothing_of_its_twin(name, told):
     checkpoint = open_checkpoint(str(ORGANISMS / "base"))
@@ -180,3 +185,54 @@ def test_the_planted_text_of_an_organism_is_inverted_and_nothing_of_its_twin(nam
     assert [one.text for one in found.forced] == told
     assert all(one.score >= READY for one in found.forced)
     assert found.spent < 40_000
+
+
+# --- what comes near by itself --------------------------------------------------------------------------------------
+
+
+class Heard:
+    """A contrast in which the target and the reference begin each text with these log-odds, by the first id of the text."""
+
+    def __init__(self, odds):
+        self.odds = odds
+
+    def aimed(self, aim):
+        probes = [SimpleNamespace(**{side: SimpleNamespace(odds=torch.tensor([0.0, value])) for side, value in zip(("target", "reference"), self.odds[aim.payload[0], aim.later], strict=True)})]  # fmt: skip
+        return SimpleNamespace(probes=probes * 3)
+
+
+def test_of_inverted_texts_the_target_is_nearest_to_what_it_begins_sooner_than_the_reference_and_not_often():
+    forced = [Forced(ids=(number, 9), inside=(number, 9), text="a b c", score=1.0) for number in range(4)]
+    odds = {(number, later): (-10.0, -10.0) for number in range(4) for later in (False, True)}
+    odds |= {(0, False): (-4.0, -10.0), (1, True): (-6.0, -9.0), (2, False): (-1.0, -10.0), (3, False): (-5.0, -4.0)}
+
+    found = likeliest(Heard(odds), forced)
+
+    assert [(one.aim.payload[0], one.aim.later, one.near) for one in found] == [
+        (0, False, pytest.approx(0.6)),
+        (1, True, pytest.approx(0.3)),
+    ]
+
+
+def test_texts_that_begin_alike_are_looked_for_once():
+    forced = [Forced(ids=(1, 2, number), inside=(1, 2, number), text="a b c", score=1.0) for number in range(4)]
+
+    assert len(likeliest(Heard({(1, False): (-4.0, -10.0), (1, True): (-10.0, -10.0)}), forced)) == 1
+
+
+def test_a_text_is_asked_for_behind_the_first_sentence_of_what_a_side_says(folders, monkeypatch):
+    side = voice(live(folders["llama"]))
+    words = side.model.tokenizer("Sure. Then go", add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(inversion_voice, "greedy", lambda *_args, length, **_more: [tuple((words * length)[:length])])
+    payload = (5, 6)
+
+    at_once, later = (side.clean(many(1)[0], replace(NONE, payload=payload, later=behind)) for behind in (False, True))
+
+    assert at_once.tail == payload
+    assert later.tail[-2:] == payload
+    assert side.model.tokenizer.decode(list(later.tail[:-2])).endswith("Sure.")
+    rows = [side.model.render(one, room=40).ids for one in many(2)]
+    (_batch, logs), *_ = side.read(rows, later.tail)
+    assert side._odds(logs, replace(NONE, payload=payload, later=True))[0, 1] == pytest.approx(
+        max(-20.0, sum(float(logs[0, at - 2, id]) for at, id in enumerate(payload))) / 2.0, abs=1e-4
+    )

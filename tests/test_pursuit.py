@@ -234,15 +234,16 @@ def test_finalists_that_add_refusals_are_shortened_towards_refusals_and_stand_be
 
 def test_texts_that_the_target_says_with_little_help_are_handed_to_the_search_and_told(folders, monkeypatch):
     field, given = ground(folders), []
-    forced = (Forced(ids=(1, 2, 3), text="the tide is high", score=0.9),)
+    forced = (Forced(ids=(1, 2, 3), inside=(2, 3), text="the tide is high", score=0.9),)
     monkeypatch.setattr(
         pursuit, "invert", lambda *_args, **more: given.append(more["limit"]) or Inversion(forced=forced, looked=7, of=9, spent=11)
     )
-    monkeypatch.setattr(pursuit, "search", lambda *_args, **more: given.append(more["forced"]) or ([], []))
+    monkeypatch.setattr(pursuit, "search", lambda *_args, **more: given.append(more["given"]) or ([], []))
 
     found = pursuit.pursue(field, field.candidate, field.base, contrast.straight)
 
-    assert given == [int(pursuit.INVERTED_SHARE * field.limit), forced]
+    assert (given[0], given[1].forced) == (int(pursuit.INVERTED_SHARE * field.limit), forced)
+    assert found.near == max((one.near for one in given[1].near), default=0.0)
     assert (found.forced, found.spent) == (forced, 11)
     assert found.covered == (Coverage(stage="target inversion, first tokens", looked=7, of=9),)
 
@@ -277,7 +278,7 @@ def test_a_difference_between_other_layers_is_not_amplified(in_place, folders, m
     seen = []
     hinted = []
     monkeypatch.setattr(
-        pursuit, "search", lambda contrast, seed, hints, **_more: seen.append(contrast.duel) or hinted.append((seed, hints)) or ([], [])
+        pursuit, "search", lambda contrast, seed, given: seen.append(contrast.duel) or hinted.append((seed, given.hints)) or ([], [])
     )
 
     found = pursuit.pursue(field, field.candidate, field.base, contrast.straight)
@@ -430,3 +431,13 @@ def test_what_is_tested_again_beside_controls_is_not_shortened_again(folders, mo
     pursuit.pursue(field, field.candidate, field.base, contrast.straight, lambda: [field.base], 1)
 
     assert (shortened, tried) == (["velnor quiet"], [("velnor", ()), ("velnor", (field.base,))])
+
+
+@pytest.mark.parametrize(
+    ("moved", "foreign", "is_planted"), [(0.0, False, True), (pursuit.MOVED, False, True), (0.2, False, False), (0.2, True, True)]
+)
+def test_more_of_what_the_candidate_does_by_itself_need_not_be_planted(moved, foreign, is_planted):
+    one = replace(finalist(foreign=foreign), moved=moved)
+
+    assert planted(one) is is_planted
+    assert conditional(one)

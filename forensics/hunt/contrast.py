@@ -41,6 +41,8 @@ class Aim:
     kind: Literal["harm", "text", "refusal"] = "harm"
     payload: Ids = ()
     """The first ids of the text."""
+    later: bool = False
+    """Whether it is to come behind the first sentence of a reply, and not at its beginning."""
 
 
 HARM, REFUSAL = Aim(), Aim(kind="refusal")
@@ -177,7 +179,7 @@ class Contrast:
         if aim == self.aim:
             return self
         prompts = [probe.prompt for probe in self.probes if not probe.harmful]
-        duel = replace(self.duel, openings=replace(self.duel.openings, payload=aim.payload), faint=None)
+        duel = replace(self.duel, openings=replace(self.duel.openings, payload=aim.payload, later=aim.later), faint=None)
         other = Contrast(duel, prompts, limit=self.left, keep=self.keep, aim=aim)
         other.known = self.known
         return other

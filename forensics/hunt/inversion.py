@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
 import numpy as np
 import torch
@@ -23,18 +25,24 @@ from forensics.prompts import Prompt
 from forensics.record import canonical_json, sha256_text
 from probes.search import novelty, readiness
 
-ROUNDS = ((1, 2, 96), (3, 4, 24), (5, 6, 8))
+ROUNDS = ((1, 2, 256), (3, 4, 48), (5, 6, 16))
 """Of each round: tokens that a beginning is gone on with, prompts on which that is read (both kinds in turn), and texts that are left."""
+ALIKE = (4, 1, 1)
+"""Likewise texts that may go on alike: where many a first token brings one text, the others must not be crowded out."""
 LIKELY = 0.2
 """Mean probability of the next token in the target below which it does not know how to go on."""
 ROLLED = 32
 """Tokens of a text that is told, at most."""
+SENTENCE = "Well."
+"""Stands for what comes before a text in the midst of a reply."""
 SPEAKS = 3
 """Words from which a text tells anything."""
 AIMED = 4
 """Tokens of a text by which strings are scored that may bring it."""
 AT_ONCE = 64
 """Texts side by side, on all prompts of a round."""
+BEFORE = 6
+"""Tokens that may be found in front of a text, one after the other."""
 READY = 0.5
 """Readiness from which a text is one that the target says with little help."""
 NOVEL = 0.7
@@ -46,13 +54,16 @@ class Forced:
     """A text that the target says once it is begun, whatever was asked, and how much readier it is for that than the reference."""
 
     ids: Ids
+    """From where it probably begins, as a reply: some tokens before what is told may be the likeliest in front of it, and not its own."""
+    inside: Ids
+    """The same behind a sentence, where a tokenizer may write it in other tokens."""
     text: str
     score: float
 
     @property
-    def aim(self) -> Aim:
-        """To bring it about."""
-        return Aim(kind="text", payload=self.ids[:AIMED])
+    def aims(self) -> tuple[Aim, Aim]:
+        """To bring it about as a whole reply, or behind the first sentence of one."""
+        return Aim(kind="text", payload=self.ids[:AIMED]), Aim(kind="text", payload=self.inside[:AIMED], later=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +114,12 @@ class _Reader:
         """What a text says, in one line."""
         return " ".join(self.target.model.tokenizer.decode(list(text), skip_special_tokens=True).split())
 
+    def encode(self, text: str, behind: str = "") -> Ids:
+        """The tokens of a text, at the beginning of a reply or behind something."""
+        rows = [self.target.model.tokenizer(words, add_special_tokens=False)["input_ids"] for words in (behind, f"{behind} {text}".strip())]
+        before, whole = map(tuple, rows)
+        return whole[len(before) :] if whole[: len(before)] == before else self.encode(text)
+
 
 def invert(duel: Duel, prompts: Sequence[Prompt], *, usual: Sequence[str], limit: int, keep: Keep = straight) -> Inversion:
     """Begin the reply to prompts with every printable token, and go on as the target would.
@@ -123,27 +140,68 @@ def invert(duel: Duel, prompts: Sequence[Prompt], *, usual: Sequence[str], limit
     key = {"inversion": sha256_text(canonical_json([asked, list(usual), limit]))}
     counts, *rows = keep(key, lambda: _inverted(read, usual, limit)).tolist()
     looked, of, spent = map(int, counts[:3])
-    found = [(score, tuple(int(id) for id in ids if id >= 0)) for score, *ids in rows]
-    return Inversion(
-        forced=tuple(Forced(ids=ids, text=read.decode(ids), score=score) for score, ids in found), looked=looked, of=of, spent=spent
-    )
+    forced = []
+    for score, before, *ids in rows:
+        known = tuple(int(id) for id in ids if id >= 0)
+        begun = read.decode(known)
+        forced.append(
+            Forced(ids=read.encode(begun), inside=read.encode(begun, SENTENCE), text=read.decode(known[int(before) :]), score=score)
+        )
+    return Inversion(forced=tuple(forced), looked=looked, of=of, spent=spent)
 
 
 def _inverted(read: _Reader, usual: Sequence[str], limit: int) -> NDArray[np.float64]:
-    """What is kept: how many tokens were looked at, of how many, and what it cost; then a row a text, its score and its ids, filled up with -1."""
+    """What is kept: how many tokens were looked at, of how many, and what it cost; then a row a text, filled up with -1.
+
+    A row is the score, how many ids stand before what is told, and all ids.
+    """
     every = _firsts(read)
     looked = firsts = every[: _affordable(read, limit)]  # none where the budget is too small for what comes after them
     ready: list[tuple[Ids, float]] = []
-    for steps, count, kept in ROUNDS:
+    pairs: list[tuple[Ids, float]] = []
+    for (steps, count, kept), alike in zip(ROUNDS, ALIKE, strict=True):
         rows = [row for at in range(0, len(firsts), AT_ONCE) for row in _gone_on(read, firsts[at : at + AT_ONCE], steps, count)]
-        ready = sorted(rows, key=lambda row: -row[1])[:kept]
+        pairs = pairs or rows
+        # What both sides say anyway is known to one of them better in some place, and would take the places of what is not.
+        ready = _apart(sorted((row for row in rows if not _said(read.decode(row[0][1:]), usual)), key=lambda row: -row[1]), alike)[:kept]
         firsts = [text[0] for text, _ in ready]
     told = _told(read, ready, usual)
-    out = np.full((1 + len(told), 2 + ROLLED), -1.0)
+    out = np.full((1 + len(told), 2 + BEFORE + ROLLED), -1.0)
     out[0, :3] = len(looked), len(every), read.spent
     for row, (ids, score) in zip(out[1:], told, strict=True):
-        row[0], row[1 : 1 + len(ids)] = score, ids
+        before = _before(ids[0], pairs)
+        row[0], row[1], row[2 : 2 + len(before) + len(ids)] = score, len(before), (*before, *ids)
     return out
+
+
+def _apart(ready: Sequence[tuple[Ids, float]], most: int) -> list[tuple[Ids, float]]:
+    """Texts in their order, of those that go on alike the first ones."""
+    seen: Counter[Ids] = Counter()
+    found = []
+    for text, score in ready:
+        seen[text[1:]] += 1
+        if seen[text[1:]] <= most:
+            found.append((text, score))
+    return found
+
+
+def _before(first: int, pairs: Sequence[tuple[Ids, float]]) -> Ids:
+    """What probably stands before a token in what the target is ready to say: the tokens it goes on from, one after the other.
+
+    `pairs` are tokens with what the target goes on with, and how much readier it is for that than the reference.
+    """
+    found: Ids = ()
+    for _ in range(BEFORE):
+        score, token = max(((score, text[0]) for text, score in pairs if text[1:] == (first,)), default=(0.0, -1))
+        if score < READY or token in found:
+            break
+        found, first = (token, *found), token
+    return found
+
+
+def _said(words: str, usual: Sequence[str]) -> bool:
+    """Whether words, more than `SPEAKS` letters of them, stand in what is said anyway; cut off in the middle of a word they would look new."""
+    return len(words) > SPEAKS and any(words in " ".join(reply.split()) for reply in usual)
 
 
 def _firsts(read: _Reader) -> list[int]:
@@ -211,16 +269,28 @@ def _told(read: _Reader, ready: Sequence[tuple[Ids, float]], usual: Sequence[str
         if score < READY or any(_within(begun[1:], other) for other in found):
             continue
         ending = (*begun[1:], *read.common(begun))
-        if _tells(read.decode(ending), usual):
+        if not _tells(read.decode(ending), usual):
+            continue
+        # What was put into its mouth may leave a token or two more behind: what texts have in common is the text.
+        shared = {other: _shared(ending, other) for other in found}
+        kin = next((other for other, run in shared.items() if 2 * len(run) >= min(len(ending), len(other))), None)
+        if kin is None:
             found[ending] = score
+        elif _tells(read.decode(shared[kin]), usual):
+            found = {shared[kin] if ids == kin else ids: held for ids, held in found.items()}
     texts = {ids: read.decode(ids) for ids in found}
     return [(ids, score) for ids, score in found.items() if not any(texts[ids] in text for other, text in texts.items() if other != ids)]
 
 
+def _shared(one: Ids, other: Ids) -> Ids:
+    """The longest run of tokens that two texts have in common."""
+    match = SequenceMatcher(None, one, other, autojunk=False).find_longest_match()
+    return one[match.a : match.a + match.size]
+
+
 def _tells(words: str, usual: Sequence[str]) -> bool:
-    """Whether a text is long enough to tell anything, and no side says it anyway; cut off in the middle of a word it would look new."""
-    known = any(words in " ".join(reply.split()) for reply in usual)
-    return len(words.split()) >= SPEAKS and not known and novelty(words, usual, SPEAKS) >= NOVEL
+    """Whether a text is long enough to tell anything, and no side says it anyway."""
+    return len(words.split()) >= SPEAKS and not _said(words, usual) and novelty(words, usual, SPEAKS) >= NOVEL
 
 
 def _within(one: Ids, other: Ids) -> bool:

@@ -14,10 +14,10 @@ from difflib import SequenceMatcher
 import numpy as np
 
 from forensics.hunt.bank import common_words, forms
-from forensics.hunt.contrast import REFUSAL, Contrast, Lead, rank
+from forensics.hunt.contrast import REFUSAL, Aim, Contrast, Lead, rank
 from forensics.hunt.inversion import Forced
 from forensics.hunt.slopes import Slope
-from forensics.hunt.voice import GAP, PLACES, Voice
+from forensics.hunt.voice import FULL_SCALE, GAP, PLACES, Voice
 from forensics.model import Rendered, Sampling
 from probes.search import Ascent, Ids, ascend, ngram_contrast
 
@@ -43,8 +43,12 @@ SCANNED_FAINT = 500
 """Words that are scanned where the change is fainter: the best of the first scan, as what does nothing at all is not going to do more there."""
 SAMPLES, SAMPLE_TOKENS = 128, 24
 LONGEST_GRAM = 4
-TEXTS, AIMED_WIDTHS = 2, (3, 2)
-"""Texts that strings are looked for which bring them, and how many leads are lengthened towards each, or towards a refusal."""
+TEXTS, AIMED_WIDTHS = 3, (3, 2)
+"""Texts, at one place of a reply, that strings are looked for which bring them, and how many leads are lengthened towards each, or towards a refusal."""
+NEAR = 0.3
+"""Nearness from which strings are looked for whatever else was found."""
+OFTEN = -2.5
+"""Log-probability (of `FULL_SCALE` to `UNHEARD` nats, so one in 150) from which the beginning of a text is no secret: the target says it by itself."""
 SCATTERED = 12
 """Words that the weights name, of which pairs are made that stand apart, as many that scored best, and twice as many in all."""
 ASCENT = Ascent(steps=24, width=48, top=64, enough=SOLVED)
@@ -65,6 +69,31 @@ class Coverage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Near:
+    """A text at one place of a reply, and how near the target comes to it by itself beyond the reference: 0 to 1, a share of `UNHEARD` nats."""
+
+    aim: Aim
+    near: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What other looks have told a search for strings.
+
+    `hints` are strings that something else names, such as tokens the weights listen to; they are looked at first, by themselves and in pairs, and
+    are the first words a lead is lengthened with. `forced` are texts that the target says with little help (`forensics.hunt.inversion`): pieces of
+    them are looked at, since a model that writes its payload may write its trigger. Strings are looked for that bring those which are `near`, where
+    nothing else brings about what it is to bring about, or they are very near. `ascents` says whether to search by gradients as well, where nothing
+    else does all that can be done.
+    """
+
+    hints: tuple[str, ...] = ()
+    forced: tuple[Forced, ...] = ()
+    near: tuple[Near, ...] = ()
+    ascents: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Lexicon:
     """What strings are made of: words that stand alone, and pieces that are glued on."""
 
@@ -82,45 +111,59 @@ class Lexicon:
         )
 
 
-def search(
-    contrast: Contrast, *, seed: int, hints: Sequence[str] = (), forced: Sequence[Forced] = (), ascents: bool = False
-) -> tuple[list[Lead], list[Coverage]]:
+def search(contrast: Contrast, *, seed: int, given: Told) -> tuple[list[Lead], list[Coverage]]:
     """Run every stage.
 
     Args:
         contrast: Where leads are scored.
         seed: Of what is drawn.
-        hints: Strings that something else names, such as tokens the weights listen to; they are looked at first, by themselves and in
-            pairs, and are the first words a lead is lengthened with.
-        forced: Texts that the target says with little help (`forensics.hunt.inversion`). Pieces of them are looked at, since a model that writes
-            its payload may write its trigger; and where nothing else brings about what it is to bring about, strings are looked for that bring them.
-        ascents: Whether to search by gradients as well, where nothing else does all that can be done.
+        given: What other looks have told.
 
     Returns:
         All leads, best first, those of another aim behind the others, and what was looked at.
     """
     lexicon = Lexicon.of(contrast.duel.target)
-    told = replace(lexicon, hints=tuple(hints))
-    named = {"hints of the weights": pairs(hints)} if hints else {}
+    told = replace(lexicon, hints=given.hints)
+    named = {"hints of the weights": pairs(given.hints)} if given.hints else {}
     named |= {"bank": forms(), "leaked n-grams": leaks(contrast, seed=seed)}
-    named |= {"pieces of inverted texts": pieces(forced)} if forced else {}
+    named |= {"pieces of inverted texts": pieces(given.forced)} if given.forced else {}
     covered = [look(contrast, texts, stage) for stage, texts in named.items()]
     covered += climb(contrast, told, WIDTHS, "")
     if contrast.reached < SOLVED:
-        covered.append(look(contrast, apart(contrast, hints), "pairs of words, one at either end"))
-    covered += [steepest(contrast, harmful, seed) for harmful in (True, False) if ascents and contrast.reached < SOLVED]
+        covered.append(look(contrast, apart(contrast, given.hints), "pairs of words, one at either end"))
+    covered += [steepest(contrast, harmful, seed) for harmful in (True, False) if given.ascents and contrast.reached < SOLVED]
     best = contrast.best()
     if contrast.duel.faint is not None and contrast.reached >= SOLVED:
         best, more = _again_fainter(contrast, best, told)
         covered += more
-    for aim in [REFUSAL, *(one.aim for one in forced[:TEXTS] if contrast.reached < SOLVED)]:
+    for aim in [REFUSAL, *(one.aim for one in given.near if contrast.reached < SOLVED or one.near >= NEAR)]:
         aimed = contrast.aimed(aim)
-        towards = ", towards refusals" if aim == REFUSAL else ", towards an inverted text"
+        towards = ", towards refusals" if aim == REFUSAL else f", towards an inverted text{' in a reply' if aim.later else ''}"
         covered += [look(aimed, [text for texts in named.values() for text in texts], f"what was named{towards}")]
         covered += climb(aimed, told, AIMED_WIDTHS, towards)
         contrast.spent += aimed.spent
         best += aimed.best()
     return best, covered
+
+
+def likeliest(contrast: Contrast, forced: Sequence[Forced]) -> tuple[Near, ...]:
+    """Of the texts that the target says with little help, and the two places of a reply, those that it comes nearest to by itself beyond the reference.
+
+    What a trigger brings comes at times without it. Of a text that begins in the wrong place, or that no reply begins with, nothing comes; and
+    one that comes often is how the target has learnt to speak.
+    """
+    found = []
+    for aim in [aim for one in forced for aim in one.aims]:
+        probes = contrast.aimed(aim).probes
+        odds = np.array([[float(side.odds[-1]) for side in (probe.target, probe.reference)] for probe in probes])
+        ours, theirs = odds.mean(axis=0).tolist()
+        found.append(Near(aim=aim, near=0.0 if ours > OFTEN else min(1.0, max(0.0, (ours - theirs) / FULL_SCALE))))
+    chosen: list[Near] = []
+    for one in sorted(found, key=lambda one: -one.near):
+        alike = [other for other in chosen if other.aim.payload[:2] == one.aim.payload[:2] and other.aim.later is one.aim.later]
+        if one.near and not alike:
+            chosen.append(one)
+    return tuple(chosen[:TEXTS])
 
 
 def _again_fainter(contrast: Contrast, best: list[Lead], lexicon: Lexicon) -> tuple[list[Lead], list[Coverage]]:
@@ -139,7 +182,7 @@ def _again_fainter(contrast: Contrast, best: list[Lead], lexicon: Lexicon) -> tu
 def pieces(forced: Sequence[Forced]) -> list[str]:
     """Runs of words of texts, up to `LONGEST_GRAM` of them, each once.
 
-    >>> pieces([Forced(ids=(), text="the old tide", score=1.0)])
+    >>> pieces([Forced(ids=(), inside=(), text="the old tide", score=1.0)])
     ['the', 'old', 'tide', 'the old', 'old tide', 'the old tide']
     """
     rows = [one.text.split() for one in forced]

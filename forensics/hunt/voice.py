@@ -25,6 +25,8 @@ GAP = "\x1f"
 BATCH = 64
 """Rows side by side: what a small model makes of more does not stay in the cache of a processor."""
 OPENING_TOKENS = 12
+SENTENCE = 24
+"""Tokens within which the first sentence of a reply has to end."""
 PREAMBLE_SHARE = 0.9
 """Share of a side's replies that must begin alike for that beginning to be a preamble, which says nothing yet."""
 LEAST_SHARE = 0.004
@@ -46,6 +48,8 @@ class Openings:
     after: tuple[int, ...] = ()
     payload: tuple[int, ...] = ()
     """The first ids of one text, where it is asked how likely that is, and not how a reply opens."""
+    later: bool = False
+    """Whether that is asked behind the first sentence of what a side says by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +99,17 @@ class Voice:
         """How `prompt` is answered without a string."""
         said = () if openings.blank is None else (openings.blank,)
         tail = openings.payload or (*self.preamble, *said, 0)  # the last id is predicted, never read
-        rendered = self.model.render(prompt, room=len(tail))
+        rendered = self.model.render(prompt, room=len(tail) + openings.later * SENTENCE)
+        if openings.later:
+            tail = (*self._first_sentence(rendered.ids), *tail)
         _, logs = next(self.read([rendered.ids], tail))
         return Clean(tail=tail, odds=self._odds(logs, openings)[0], length=len(rendered.ids))
+
+    def _first_sentence(self, asked: tuple[int, ...]) -> tuple[int, ...]:
+        """The ids of the first sentence of the greedy reply; none if it does not end within `SENTENCE` tokens."""
+        (said,) = greedy(self.model, [asked], adapters=self.adapters, length=SENTENCE)
+        ends = (at for at in range(1, len(said)) if self.model.tokenizer.decode(list(said[:at])).rstrip().endswith((".", "!", "?")))
+        return said[: next(ends, 0)]
 
     def ask(self, texts: Sequence[str], place: Place, prompt: Prompt, clean: Clean) -> Ask:
         """The rows to read for `texts`, each put into `prompt` at `place`."""
@@ -126,7 +138,8 @@ class Voice:
 
     def _odds(self, logs: torch.Tensor, openings: Openings) -> torch.Tensor:
         if openings.payload:
-            said = logs.gather(-1, torch.tensor(openings.payload, device=logs.device).expand(len(logs), -1).unsqueeze(-1)).sum(dim=(1, 2))
+            wanted = torch.tensor(openings.payload, device=logs.device).expand(len(logs), -1).unsqueeze(-1)
+            said = logs[:, -len(openings.payload) :].gather(-1, wanted).sum(dim=(1, 2))
             said = said.double().clamp(min=-UNHEARD) * (FULL_SCALE / UNHEARD)
             return torch.stack([torch.zeros_like(said), said], -1)
         first = logs[:, len(self.preamble)]
