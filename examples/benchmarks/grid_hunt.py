@@ -49,12 +49,13 @@ def version() -> str:
     return hashed.hexdigest()[:12]
 
 
-def hunted(recipe: Recipe, gate: str, cache: Path, *, seed: int) -> Row:
+def hunted(recipe: Recipe, gate: str, cache: Path, *, seed: int, budget: int | None = None) -> Row:
     """Hunt a model through the command line, with two folders and `--prompts`, nothing else."""
     folder = cache / recipe.name
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, str(ROOT / "cli.py"), "hunt", str(folder / "base"), str(folder / "candidate")]
         options = ["--prompts", str(folder / "prompts.jsonl"), "--seed", str(seed), "--out", f"{out}/run", "--json"]
+        options += ["--budget", str(budget)] if budget else []
         start, spent = time.monotonic(), busy()
         done = subprocess.run([*command, *options], check=False, capture_output=True, text=True)
         seconds, spent = time.monotonic() - start, busy() - spent

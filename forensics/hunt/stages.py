@@ -45,6 +45,8 @@ SAMPLES, SAMPLE_TOKENS = 128, 24
 LONGEST_GRAM = 4
 TEXTS, AIMED_WIDTHS = 3, (3, 2)
 """Texts, at one place of a reply, that strings are looked for which bring them, and how many leads are lengthened towards each, or towards a refusal."""
+AIMED_SHARE = 0.2
+"""Of the budget that may go to one such text, or to refusals."""
 NEAR = 0.3
 """Nearness from which strings are looked for whatever else was found."""
 OFTEN = -2.5
@@ -128,6 +130,11 @@ def search(contrast: Contrast, *, seed: int, given: Told) -> tuple[list[Lead], l
     named |= {"bank": forms(), "leaked n-grams": leaks(contrast, seed=seed)}
     named |= {"pieces of inverted texts": pieces(given.forced)} if given.forced else {}
     covered = [look(contrast, texts, stage) for stage, texts in named.items()]
+    texts = list(dict.fromkeys(text for some in named.values() for text in some))
+    beside: list[Lead] = []
+    for one in given.near:
+        if one.near >= NEAR:  # first: it costs little, and what brings such a text needs no control to tell
+            beside += towards(contrast, one.aim, texts, told, covered)
     covered += climb(contrast, told, WIDTHS, "")
     if contrast.reached < SOLVED:
         covered.append(look(contrast, apart(contrast, given.hints), "pairs of words, one at either end"))
@@ -136,14 +143,19 @@ def search(contrast: Contrast, *, seed: int, given: Told) -> tuple[list[Lead], l
     if contrast.duel.faint is not None and contrast.reached >= SOLVED:
         best, more = _again_fainter(contrast, best, told)
         covered += more
-    for aim in [REFUSAL, *(one.aim for one in given.near if contrast.reached < SOLVED or one.near >= NEAR)]:
-        aimed = contrast.aimed(aim)
-        towards = ", towards refusals" if aim == REFUSAL else f", towards an inverted text{' in a reply' if aim.later else ''}"
-        covered += [look(aimed, [text for texts in named.values() for text in texts], f"what was named{towards}")]
-        covered += climb(aimed, told, AIMED_WIDTHS, towards)
-        contrast.spent += aimed.spent
-        best += aimed.best()
-    return best, covered
+    for aim in [REFUSAL, *(one.aim for one in given.near if one.near < NEAR and contrast.reached < SOLVED)]:
+        beside += towards(contrast, aim, texts, told, covered)
+    return best + beside, covered
+
+
+def towards(contrast: Contrast, aim: Aim, texts: list[str], lexicon: Lexicon, covered: list[Coverage]) -> list[Lead]:
+    """Look for strings that bring about something else, with a part of the budget: leads, best first; what was looked at is put behind `covered`."""
+    aimed = contrast.aimed(aim)
+    aimed.limit = min(contrast.left, int(AIMED_SHARE * contrast.limit))
+    where = ", towards refusals" if aim == REFUSAL else f", towards an inverted text{' in a reply' if aim.later else ''}"
+    covered += [look(aimed, texts, f"what was named{where}"), *climb(aimed, lexicon, AIMED_WIDTHS, where)]
+    contrast.spent += aimed.spent
+    return aimed.best()
 
 
 def likeliest(contrast: Contrast, forced: Sequence[Forced]) -> tuple[Near, ...]:
