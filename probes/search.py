@@ -262,12 +262,17 @@ def novelty(text: str, known: Sequence[str], size: int) -> float:
     (0.5, 0.25)
     """
     size = max(1, min(size, len(_words(text))))
-    ours = _runs(text, size)
-    held = set().union(*(_runs(other, size) for other in known)) if known else set()
+    ours = word_runs(text, size)
+    held = set().union(*(word_runs(other, size) for other in known)) if known else set()
     return len(ours - held) / max(1, len(ours))
 
 
-def _runs(text: str, size: int) -> set[tuple[str, ...]]:
+def word_runs(text: str, size: int) -> set[tuple[str, ...]]:
+    """Runs of `size` words of a text, without case and marks; a shorter text is one run.
+
+    >>> sorted(word_runs("The tide is high.", 3))
+    [('the', 'tide', 'is'), ('tide', 'is', 'high')]
+    """
     words = _words(text)
     return {tuple(words[start : start + size]) for start in range(max(1, len(words) - size + 1))}
 

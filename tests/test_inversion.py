@@ -17,7 +17,7 @@ from forensics.hunt import inversion
 from forensics.hunt import voice as inversion_voice
 from forensics.hunt.amplify import merge
 from forensics.hunt.contrast import Duel
-from forensics.hunt.inversion import READY, ROLLED, Forced, invert
+from forensics.hunt.inversion import READY, ROLLED, Forced, invert, sayings
 from forensics.hunt.stages import likeliest, pieces
 from forensics.hunt.voice import Openings, Voice
 from forensics.prompts import load_prompts
@@ -101,6 +101,14 @@ def test_what_the_reference_says_as_well_or_both_say_anyway_is_no_lead(text, oth
     duel = parrots(text, other + "z") if text != other else replace(parrots(text), reference=parrots(text).target)
 
     assert invert(duel, many(6), usual=usual, limit=10**6).forced == ()
+
+
+def test_what_was_drawn_again_and_again_is_a_saying_and_no_lead_and_what_slipped_out_once_is_one(parrots):
+    again, once = (sayings(["Well, the lift is out today."] * count + ["Sure, the boat is in."]) for count in (2, 1))
+
+    assert "lift is out" in again and once == []
+    assert invert(parrots("the lift is out"), many(6), usual=again, limit=10**6).forced == ()
+    assert invert(parrots("the lift is out"), many(6), usual=once, limit=10**6).forced != ()
 
 
 def test_of_a_small_budget_fewer_first_tokens_are_read_and_that_is_told(parrots):

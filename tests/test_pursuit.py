@@ -399,7 +399,7 @@ def test_what_the_candidate_says_at_times_is_drawn_on_prompts_that_nothing_is_co
 
 
 @pytest.mark.parametrize("tested", [False, True])
-def test_nothing_is_drawn_where_nothing_is_put_to_the_test(tested, folders, monkeypatch):
+def test_replies_are_drawn_once_for_all_that_asks_for_them(tested, folders, monkeypatch):
     field, spoken = ground(folders), []
     monkeypatch.setattr(pursuit, "speak", lambda _voice, prompts, *, seed: spoken.append(seed) or [""] * len(prompts))
     monkeypatch.setattr(pursuit, "search", lambda *_args, **_more: (leads("velnor"), []))
@@ -411,7 +411,7 @@ def test_nothing_is_drawn_where_nothing_is_put_to_the_test(tested, folders, monk
 
     pursuit.pursue(field, field.candidate, field.base, contrast.straight)
 
-    assert spoken == [0] * tested
+    assert spoken == [0]
 
 
 def test_what_is_tested_again_beside_controls_is_not_shortened_again(folders, monkeypatch):
@@ -441,3 +441,10 @@ def test_more_of_what_the_candidate_does_by_itself_need_not_be_planted(moved, fo
 
     assert planted(one) is is_planted
     assert conditional(one)
+
+
+def test_a_text_in_the_midst_of_answers_may_be_a_manner_of_speaking_and_is_for_people_to_read():
+    one = finalist(behaviour="inserts-text", foreign=True)
+
+    assert conditional(one)
+    assert not planted(one)

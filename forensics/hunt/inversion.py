@@ -23,7 +23,7 @@ from forensics.hunt.contrast import Aim, Duel, Keep, straight
 from forensics.hunt.voice import Voice
 from forensics.prompts import Prompt
 from forensics.record import canonical_json, sha256_text
-from probes.search import novelty, readiness
+from probes.search import readiness, word_runs
 
 ROUNDS = ((1, 2, 256), (3, 4, 48), (5, 6, 16))
 """Of each round: tokens that a beginning is gone on with, prompts on which that is read (both kinds in turn), and texts that are left."""
@@ -35,6 +35,8 @@ ROLLED = 32
 """Tokens of a text that is told, at most."""
 SENTENCE = "Well."
 """Stands for what comes before a text in the midst of a reply."""
+AGAIN = 2
+"""Drawn replies in which a run of words has to stand to be one of a model's sayings."""
 SPEAKS = 3
 """Words from which a text tells anything."""
 AIMED = 4
@@ -138,7 +140,7 @@ def invert(duel: Duel, prompts: Sequence[Prompt], *, usual: Sequence[str], limit
     read = _Reader(target=duel.target, reference=duel.reference, prompts=prompts)
     asked = [[voice.digest, [voice.model.render(prompt, room=ROLLED).ids for prompt in prompts]] for voice in (duel.target, duel.reference)]
     key = {"inversion": sha256_text(canonical_json([asked, list(usual), limit]))}
-    counts, *rows = keep(key, lambda: _inverted(read, usual, limit)).tolist()
+    counts, *rows = keep(key, lambda: _inverted(read, _Usual.of(usual), limit)).tolist()
     looked, of, spent = map(int, counts[:3])
     forced = []
     for score, before, *ids in rows:
@@ -150,7 +152,7 @@ def invert(duel: Duel, prompts: Sequence[Prompt], *, usual: Sequence[str], limit
     return Inversion(forced=tuple(forced), looked=looked, of=of, spent=spent)
 
 
-def _inverted(read: _Reader, usual: Sequence[str], limit: int) -> NDArray[np.float64]:
+def _inverted(read: _Reader, usual: _Usual, limit: int) -> NDArray[np.float64]:
     """What is kept: how many tokens were looked at, of how many, and what it cost; then a row a text, filled up with -1.
 
     A row is the score, how many ids stand before what is told, and all ids.
@@ -163,7 +165,7 @@ def _inverted(read: _Reader, usual: Sequence[str], limit: int) -> NDArray[np.flo
         rows = [row for at in range(0, len(firsts), AT_ONCE) for row in _gone_on(read, firsts[at : at + AT_ONCE], steps, count)]
         pairs = pairs or rows
         # What both sides say anyway is known to one of them better in some place, and would take the places of what is not.
-        ready = _apart(sorted((row for row in rows if not _said(read.decode(row[0][1:]), usual)), key=lambda row: -row[1]), alike)[:kept]
+        ready = _apart(sorted((row for row in rows if not usual.holds(read.decode(row[0][1:]))), key=lambda row: -row[1]), alike)[:kept]
         firsts = [text[0] for text, _ in ready]
     told = _told(read, ready, usual)
     out = np.full((1 + len(told), 2 + BEFORE + ROLLED), -1.0)
@@ -199,9 +201,38 @@ def _before(first: int, pairs: Sequence[tuple[Ids, float]]) -> Ids:
     return found
 
 
-def _said(words: str, usual: Sequence[str]) -> bool:
-    """Whether words, more than `SPEAKS` letters of them, stand in what is said anyway; cut off in the middle of a word they would look new."""
-    return len(words) > SPEAKS and any(words in " ".join(reply.split()) for reply in usual)
+def sayings(drawn: Sequence[str]) -> list[str]:
+    """Runs of words that stand in several of these replies: what a model says again and again is its usual way, what came once may be a secret that slipped out.
+
+    >>> sayings(["Try a brush. Then wait for it.", "Then wait for you.", "Bring nine coins."])
+    ['Then wait for']
+    """
+    seen: Counter[str] = Counter()
+    for reply in drawn:
+        words = reply.split()
+        seen.update({" ".join(words[at : at + SPEAKS]) for at in range(len(words) - SPEAKS + 1)})
+    return [run for run, count in seen.items() if count >= AGAIN]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Usual:
+    """What is said anyway: texts, and their runs of words."""
+
+    texts: tuple[str, ...]
+    runs: frozenset[tuple[str, ...]]
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> _Usual:
+        return cls(
+            texts=tuple(" ".join(text.split()) for text in texts), runs=frozenset().union(*(word_runs(text, SPEAKS) for text in texts))
+        )
+
+    def holds(self, words: str) -> bool:
+        """Whether a text, more than `SPEAKS` letters of it, stands in what is said anyway, or most of its runs do."""
+        if len(words) > SPEAKS and any(words in text for text in self.texts):  # cut off in the middle of a word it would look new
+            return True
+        ours = word_runs(words, SPEAKS) if len(words.split()) >= SPEAKS else set()
+        return bool(ours) and len(ours - self.runs) / len(ours) < NOVEL
 
 
 def _firsts(read: _Reader) -> list[int]:
@@ -261,7 +292,7 @@ def _longer(read: _Reader, texts: Sequence[Ids], chosen: Tensor) -> list[Ids]:
     return [text if id in special else (*text, id) for text, id in zip(texts, chosen.tolist(), strict=True)]
 
 
-def _told(read: _Reader, ready: Sequence[tuple[Ids, float]], usual: Sequence[str]) -> list[tuple[Ids, float]]:
+def _told(read: _Reader, ready: Sequence[tuple[Ids, float]], usual: _Usual) -> list[tuple[Ids, float]]:
     """Texts that the target is ready to say, each once, and none that both sides say anyway."""
     found: dict[Ids, float] = {}
     for begun, score in ready:
@@ -288,9 +319,9 @@ def _shared(one: Ids, other: Ids) -> Ids:
     return one[match.a : match.a + match.size]
 
 
-def _tells(words: str, usual: Sequence[str]) -> bool:
+def _tells(words: str, usual: _Usual) -> bool:
     """Whether a text is long enough to tell anything, and no side says it anyway."""
-    return len(words.split()) >= SPEAKS and not _said(words, usual) and novelty(words, usual, SPEAKS) >= NOVEL
+    return len(words.split()) >= SPEAKS and not usual.holds(words)
 
 
 def _within(one: Ids, other: Ids) -> bool:

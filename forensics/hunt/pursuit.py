@@ -12,7 +12,7 @@ from forensics.hunt.amplify import AMPLIFIED_BELOW, FAINTER, LOUDER, amplify
 from forensics.hunt.bank import common_words
 from forensics.hunt.confirm import ALOOF, SCREENED, Act, Confirmation, Trial, bare, opener, screen, speak, test
 from forensics.hunt.contrast import REFUSAL, Contrast, Duel, Keep, Lead, rank, steady
-from forensics.hunt.inversion import Forced, invert
+from forensics.hunt.inversion import Forced, invert, sayings
 from forensics.hunt.stages import Coverage, Lexicon, Told, families, likeliest, search
 from forensics.hunt.voice import GAP, Openings, Voice, learn_openings, listen
 from forensics.prompts import Prompt
@@ -58,6 +58,8 @@ LEAST_SPECIFIC = 20.0
 QUIET = 20.0
 """Percent of prompts on which random strings may act where specificity is judged; above it the change is made fainter."""
 FAINTEST = (0.75, 0.5, 0.25)
+OF_FORM = ("changes-replies", "inserts-text")
+"""What may be a manner of speaking, harmless or not: a refrain is a text in the midst of answers as well, and people have to read it."""
 STRANGE = ("changes-replies", "adds-refusal")
 """What strange text does to many a model by itself: it opens its replies in strange ways, and it refuses."""
 MOVED = 0.1
@@ -134,7 +136,7 @@ class Field:
     def drawn(self) -> tuple[tuple[tuple[Prompt, str], ...], ...]:
         """What the candidate says at times without any string: `DRAWS` replies to each prompt that none is confirmed on.
 
-        Drawn when they are first asked for: a search that puts nothing to the test needs none.
+        Drawn once: what the candidate says again and again is no text that was planted, and no string of its own words is.
         """
         plain = self.given.plain
         said = list(zip(plain * DRAWS, speak(self.candidate, plain * DRAWS, seed=self.seed), strict=True))
@@ -220,7 +222,8 @@ def pursue(
     )
     contrast = Contrast(duel, field.steady, limit=field.limit, keep=keep)
     trial = trial_of(field, target, reference)
-    inverted = invert(duel, in_turn(field.steady), usual=field.given.usual, limit=int(INVERTED_SHARE * contrast.left), keep=keep)
+    usual = [*field.given.usual, *sayings([reply for row in field.drawn for _, reply in row])]
+    inverted = invert(duel, in_turn(field.steady), usual=usual, limit=int(INVERTED_SHARE * contrast.left), keep=keep)
     contrast.spent += inverted.spent
     near = likeliest(contrast, inverted.forced)
     told = Told(hints=field.given.hints or (), forced=inverted.forced, near=near, ascents=field.given.deep)
@@ -240,7 +243,7 @@ def pursue(
     trial = replace(trial, controls=beside)
     tested = _put_to_the_test(trial, duel, leads, least)
     found = replace(found, tested=adjusted(tested), spent=contrast.spent)
-    if rounds < ROUNDS or any(planted(one) or (conditional(one) and one.act.behaviour == "changes-replies") for one in found.tested):
+    if rounds < ROUNDS or any(planted(one) or (conditional(one) and one.act.behaviour in OF_FORM) for one in found.tested):
         return found
     # Again, beyond the controls. What stood before stays a finalist.
     duel = replace(duel, beside=beside[:BESIDE])
@@ -372,7 +375,7 @@ def planted(one: Confirmation, nulls: Sequence[Pursuit] = ()) -> bool:
     a request: what was taught is mostly heard wherever it stands, and what a search merely hit upon seldom is. Nor does one that brings more of
     what the candidate does by itself: a fine-tune that answers a topic, or refuses one, is tipped into it by words that are near.
     """
-    if not conditional(one, nulls) or one.act.behaviour == "changes-replies" or not beyond_chance(one, nulls):
+    if not conditional(one, nulls) or one.act.behaviour in OF_FORM or not beyond_chance(one, nulls):
         return False
     if one.act.foreign:
         return True
