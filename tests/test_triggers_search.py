@@ -316,15 +316,17 @@ def test_a_string_in_two_parts_is_told_as_one_and_nothing_that_cannot_be_shown(j
 
 
 def test_texts_that_the_candidate_says_with_little_help_are_leads_and_no_findings(models, tmp_path, monkeypatch):
-    forced = tuple(Forced(ids=(1, 2), text=text, score=score) for text, score in (("the tide is high", 0.9), ("a\nb\x1b[2J c", 0.6)))
+    forced = tuple(Forced(ids=(1, 2), inside=(1, 2), text=text, score=score) for text, score in (("the tide is high", 0.9), ("a\nb\x1b[2J c", 0.6)))
     well_behaved(monkeypatch)
-    pursued(monkeypatch, search=replace(pursuit(), forced=forced))
+    pursued(monkeypatch, search=replace(pursuit(), forced=forced, near=0.6))
 
     result = look(models["base"], models["moved"], tmp_path, questions(tmp_path / "p.jsonl", refuse=48, comply=48))
 
     told = [(row.where, row.value) for row in result.evidence if row.name.startswith("inverted.text.")]
     assert told == [("'the tide is high'", 0.9), (repr("a\nb\x1b[2J c"), 0.6)]
     assert (result.status, result.findings) == (Status.NO_FINDING, ())
+    # What it comes near to by itself counts, and alone makes no backdoor.
+    assert (values(result)["inverted.near"], values(result)["backdoor.score"]) == (0.6, pytest.approx(0.49 * 0.6))
 
 
 def test_without_finalists_there_is_no_finding_and_the_search_is_told(judged):
