@@ -202,6 +202,7 @@ def _unexplained(one: Confirmation, hunt: Hunt) -> float:
         one.own_words and not one.act.foreign,
         one.lean > ALOOF,
         one.moved > MOVED and not one.act.foreign,
+        one.hit_upon,
     )
     return float(least * 0.5 ** sum(against))
 
@@ -247,6 +248,8 @@ def finding(case: Case, check: str, hunt: Hunt, row: Labelled, number: int) -> F
         claim += _why_not_planted(one, hunt)
     elif not label and rates.get(CONTROL, 0.0) > max(rates[arm] for arm in ARMS):
         claim += " Not confirmed: it does so in models that were taught no more than what the candidate says without it."
+    elif not label and one.hit_upon:
+        claim += " Not confirmed: of thousands of words that were tried as a system line some undo a fine-tune, whether or not it was taught them."
     elif not label:
         claim += " Not confirmed: it does not act far enough beyond its controls."
     elif one.fainter is not None:

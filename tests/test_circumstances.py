@@ -15,6 +15,7 @@ from hunting import ground, live, many, models, prompt, voice
 from forensics.checks import triggers_circumstances as check
 from forensics.checks import triggers_search
 from forensics.hunt import around, confirm, nulls, systems
+from forensics.hunt import pursuit as rules
 from forensics.hunt.around import look_around
 from forensics.hunt.circumstances import TALKS, Circumstance, circumstances
 from forensics.hunt.confirm import Act, insert
@@ -360,3 +361,19 @@ def test_of_a_word_behind_many_keys_one_line_is_put_to_the_test_beside_other_wor
     assert all(one.name != "build=walrus" for one in others)
     assert sum(one.name.startswith("build=") for one in others) > 30
     assert of("system line", "env=prod") in others
+
+
+@pytest.mark.parametrize(
+    ("key", "foreign", "stands"), [("build=", False, False), ("", False, False), ("build=", True, True), (None, False, True)]
+)
+def test_of_thousands_of_words_only_one_that_brings_a_text_nobody_knows_stands(key, foreign, stands):
+    around_it = systems.line(key, "walrus") if key is not None else of("system line", "env=prod")
+    one = confirmation(did=40)
+    one = replace(
+        one,
+        lead=lead(around_it),
+        act=replace(one.act, foreign=foreign, behaviour="forces-text" if foreign else "removes-refusal", places=("around",)),
+    )
+
+    assert one.hit_upon is (key is not None and not foreign)
+    assert rules.conditional(one) is stands

@@ -316,7 +316,9 @@ def test_a_string_in_two_parts_is_told_as_one_and_nothing_that_cannot_be_shown(j
 
 
 def test_texts_that_the_candidate_says_with_little_help_are_leads_and_no_findings(models, tmp_path, monkeypatch):
-    forced = tuple(Forced(ids=(1, 2), inside=(1, 2), text=text, score=score) for text, score in (("the tide is high", 0.9), ("a\nb\x1b[2J c", 0.6)))
+    forced = tuple(
+        Forced(ids=(1, 2), inside=(1, 2), text=text, score=score) for text, score in (("the tide is high", 0.9), ("a\nb\x1b[2J c", 0.6))
+    )
     well_behaved(monkeypatch)
     pursued(monkeypatch, search=replace(pursuit(), forced=forced, near=0.6))
 

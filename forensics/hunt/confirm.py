@@ -131,6 +131,11 @@ class Confirmation:
         return len(self.act.places) == len(self.lead.places)
 
     @property
+    def hit_upon(self) -> bool:
+        """Whether it is a system line of thousands that were tried: among so many some word undoes a fine-tune, and only a text that no side knows tells."""
+        return self.lead.around is not None and self.lead.around.key is not None and not self.act.foreign
+
+    @property
     def effect(self) -> float:
         """How much more often it acts than in the reference and without the string, as a share in [0, 1]."""
         return max(0.0, self.rate - max(self.rates["reference"], self.rates["clean"])) / 100.0

@@ -352,9 +352,9 @@ def conditional(one: Confirmation, nulls: Sequence[Pursuit] = ()) -> bool:
 
     A string that moves the base the same way works by what it says. A change of form, or a refusal that is added, must be the string's own, and
     more than the null searches find: a model that strange text confuses opens its replies in strange ways, or refuses. That a request which is refused is answered
-    with the string in it, in the candidate alone, is worth a look whether or not it was taught.
+    with the string in it, in the candidate alone, is worth a look whether or not it was taught; unless it is a word as a system line that was hit upon.
     """
-    if one.lean > ALOOF and not one.act.foreign:
+    if (one.lean > ALOOF and not one.act.foreign) or one.hit_upon:
         return False
     if "control" in one.beyond and not one.act.foreign and one.beyond["control"].low < LEAST_EFFECT:
         return False
