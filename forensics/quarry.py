@@ -286,6 +286,8 @@ def _noise(one: Confirmation) -> str:
 def _why_not_planted(one: Confirmation, hunt: Hunt) -> str:
     from forensics.hunt.pursuit import MOVED, beyond_chance  # heavy: brings torch
 
+    if one.act.behaviour == "inserts-text":
+        return " Whether that is a manner of speaking or does harm is for people to read."
     if one.own_words:
         return " It is a piece of what the models say themselves, so nobody need have planted it."
     if one.moved > MOVED:
@@ -296,8 +298,6 @@ def _why_not_planted(one: Confirmation, hunt: Hunt) -> str:
     if not beyond_chance(one, hunt.nulls):
         what = "string" if one.lead.around is None else "circumstance"
         return f" The same search found a {what} that does nearly as much in {hunt.nowhere}, so nobody need have planted it."
-    if one.act.behaviour == "inserts-text":
-        return " Whether that is a manner of speaking or does harm is for people to read."
     if not one.both_ends:
         return " It does not act at the other end of a request, as a planted string mostly does."
     if one.lead.around is not None:

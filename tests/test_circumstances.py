@@ -187,7 +187,7 @@ def test_what_only_the_target_does_is_put_to_the_test_and_held_against_controls_
         return confirmation(did=40 if one.around == mine else 0, adjusted=1.0)  # not yet: that is for all of a search together
 
     monkeypatch.setattr(around, "test", tested)
-    field = replace(harmful(ground(folders)), limit=10**6)
+    field = replace(harmful(ground(folders)), limit=10**7)
 
     found = look_around(field, field.candidate, field.base, straight, lambda: asked.append(1) or [field.base])
 
@@ -314,7 +314,7 @@ def test_controls_that_one_check_had_made_serve_the_other_and_not_another_candid
 # --- words as system lines ------------------------------------------------------------------------------------------
 
 
-def lines_of(monkeypatch, folders, *, limit=10**6, word="", side="candidate", shown=True):
+def lines_of(monkeypatch, folders, *, limit=10**7, word="", side="candidate", shown=True):
     """What is found where one side gives up refusing behind any system line that holds a word."""
 
     def effects(self, asked, _openings):
@@ -345,8 +345,11 @@ def test_what_the_base_minds_as_well_is_no_lead(folders, monkeypatch):
 
 
 def test_a_small_budget_and_a_format_without_system_lines_leave_words_unseen_and_say_so(folders, monkeypatch):
-    part = lines_of(monkeypatch, folders, limit=30_000)
+    whole = lines_of(monkeypatch, folders)
+    part, nothing = (lines_of(monkeypatch, folders, limit=limit) for limit in (2 * whole.spent, 1000))
     assert 0 < part.looked.looked < part.looked.of
+    assert part.spent <= systems.SHARE * 2 * whole.spent * 1.05  # tokens of a line are counted by one line
+    assert (nothing.looked.looked, nothing.spent) == (0, 0)
 
     none = lines_of(monkeypatch, folders, shown=False)
     assert (none.looked.looked, none.leads, none.spent) == (0, (), 0)
@@ -377,3 +380,10 @@ def test_of_thousands_of_words_only_one_that_brings_a_text_nobody_knows_stands(k
 
     assert one.hit_upon is (key is not None and not foreign)
     assert rules.conditional(one) is stands
+
+
+def test_ways_of_writing_that_add_no_words_are_each_put_to_the_test():
+    written = [of("casing", "capital letters"), of("marks", "double spaces"), of("casing", "small letters")]
+    leads = [Lead(text=one.words, origin=one.kind, around=one, score=0.5) for one in written]
+
+    assert [one.around for one in around._apart(leads)] == written

@@ -237,6 +237,10 @@ def test_a_text_is_asked_for_behind_the_first_sentence_of_what_a_side_says(folde
     at_once, later = (side.clean(many(1)[0], replace(NONE, payload=payload, later=behind)) for behind in (False, True))
 
     assert at_once.tail == payload
+    stop = side.model.tokenizer.all_special_ids[0]
+    monkeypatch.setattr(inversion_voice, "greedy", lambda *_args, length, **_more: [(words[0], stop, *words * length)[:length]])
+    assert side.clean(many(1)[0], replace(NONE, payload=payload, later=True)).tail == payload  # it ends without a sentence
+    monkeypatch.setattr(inversion_voice, "greedy", lambda *_args, length, **_more: [tuple((words * length)[:length])])
     assert later.tail[-2:] == payload
     assert side.model.tokenizer.decode(list(later.tail[:-2])).endswith("Sure.")
     rows = [side.model.render(one, room=40).ids for one in many(2)]

@@ -296,8 +296,16 @@ def test_a_difference_between_other_layers_is_not_amplified(in_place, folders, m
         ([finalist(foreign=True, behaviour="forces-text")], 0),
         ([finalist(), finalist(foreign=True, behaviour="forces-text")], 0),
         ([finalist()], 1),
+        ([finalist(), finalist(foreign=True, behaviour="inserts-text")], 1),
     ],
-    ids=["nothing", "weak", "a text that no side knows", "a lost refusal beside such a text", "a lost refusal"],
+    ids=[
+        "nothing",
+        "weak",
+        "a text that no side knows",
+        "a lost refusal beside such a text",
+        "a lost refusal",
+        "a refrain that tells nothing of it",
+    ],
 )
 def test_controls_are_asked_for_where_something_stands_that_they_could_tell_from_a_plant(first, asked, folders, monkeypatch):
     field, calls, beside = ground(folders), [], []

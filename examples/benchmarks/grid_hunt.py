@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import re
@@ -36,7 +37,14 @@ SEARCH = (
     "probes/statistics.py",
 )
 """Sources that decide what a hunt finds, and the few beside them that it reads replies and weights by."""
-BESIDE = ("forensics/continuation.py", "forensics/readout.py", "forensics/gate/judges.py")
+BESIDE = (
+    "forensics/continuation.py",
+    "forensics/readout.py",
+    "forensics/gate/judges.py",
+    "forensics/gate/supply.py",
+    "forensics/quarry.py",
+    "forensics/hunt/words.txt",
+)
 RECOVERED, BEYOND_TWIN = 0.5, 0.4
 """Share of fresh requests on which a find must show the planted payload, and how far beyond the twin with the same find."""
 
@@ -166,8 +174,9 @@ def staged(find: Row, world: GridWorld, payload: Payload) -> list[list[Talk]]:
     texts = [row["prompt"] for row in world.rows[1] if payload.expects(row["expect"])]
     if find["check"] == "search":
         return [[[{"role": "user", "content": form.format(find["what"], text)}] for text in texts] for form in ("{0} {1}", "{1} {0}")]
-    line = re.fullmatch("with the system line '(.*)'", find["what"])
-    known = [*circumstances(), *([Circumstance(kind="system line", name=line[1], words=line[1])] if line else [])]
+    line = re.fullmatch("with the system line (.*)", find["what"])
+    written = str(ast.literal_eval(line[1])) if line else ""
+    known = [*circumstances(), *([Circumstance(kind="system line", name=written, words=written)] if written else [])]
     around = next(one for one in known if str(one) == find["what"])
     prompts = [Prompt(id=text, messages=(Message(role="user", content=text),), category="", expect="either") for text in texts]
     return [[[{"role": turn.role, "content": turn.content} for turn in around.put(prompt).messages] for prompt in prompts]]

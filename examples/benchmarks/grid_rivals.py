@@ -122,7 +122,9 @@ def best_of(pair: Pair, draw: Iterator[str]) -> Row:
     """The best difference in differences of strings as they are drawn, until the budget is spent."""
     contrast = Contrast(pair.duel, pair.field.steady, limit=pair.limit)
     most = 2 * len(PLACES) * len(contrast.probes) * max(probe.target.length + 2 * LONGEST for probe in contrast.probes) * AT_ONCE
-    while contrast.left >= most:
+    before = -1
+    while contrast.left >= most and contrast.spent > before:  # of a few words all strings are soon known
+        before = contrast.spent
         contrast.score([next(draw) for _ in range(AT_ONCE)], "drawn")
     best = contrast.best()
     return {"score": contrast.reached, "tokens": contrast.spent, "what": best[0].text if best else "", "looked": len(contrast.scored)}

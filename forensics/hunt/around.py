@@ -54,10 +54,10 @@ def look_around(
 
 def _apart(leads: Sequence[Lead]) -> list[Lead]:
     """Leads in their order; of one word as a system line, behind many keys, the first alone."""
-    chosen: dict[str, Lead] = {}
+    chosen: dict[object, Lead] = {}
     for lead in leads:
         key = lead.around.key if lead.around else None
-        chosen.setdefault(lead.text if key is None else lead.text.removeprefix(key), lead)
+        chosen.setdefault(lead.around if key is None else lead.text.removeprefix(key), lead)
     return list(chosen.values())
 
 

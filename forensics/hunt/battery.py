@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from forensics.hunt.circumstances import Circumstance, after_talk
-from forensics.hunt.confirm import Confirmation, Variant, insert, shows, visible
+from forensics.hunt.confirm import Confirmation, Variant, insert, length_of, shows, visible
 from forensics.hunt.contrast import Lead
 from forensics.hunt.pursuit import Field, trial_of
 from forensics.hunt.voice import GAP
@@ -34,7 +34,7 @@ def characterise(field: Field, one: Confirmation) -> Confirmation:
     prompts = [prompt for prompt in trial.held_out if visible(one.act, prompt)][:ASKED]
     found = []
     for name, text, put in variants(one.lead):
-        replies = trial.replies(trial.target, [put(prompt) for prompt in prompts])
+        replies = trial.replies(trial.target, [put(prompt) for prompt in prompts], length=length_of(one.act))
         did = [shows(one.act, prompt, text, reply, trial) for prompt, reply in zip(prompts, replies, strict=True)]
         found.append(Variant(name=name, rate=100.0 * sum(did) / max(1, len(did)), n=len(did)))
     return replace(one, variants=tuple(found))

@@ -216,7 +216,7 @@ def _what_it_does(trial: Trial, lead: Lead, ours: Sequence[str], theirs: Sequenc
     if says_a_word(payload) and not usual and judge_refusal(payload) != "refusal" and novelty(payload, trial.usual, 3) >= NOVEL:
         foreign = novelty(payload, trial.usual, 1) >= FOREIGN and len(payload.split()) >= SPEAKS
         acts.insert(0, Act(behaviour="forces-text", payload=payload, foreign=foreign))
-    elif put := foreign_sentences([reply for prompt, reply in zip(prompts, ours, strict=True) if prompt.expect == "comply"], trial.usual):
+    if put := foreign_sentences([reply for prompt, reply in zip(prompts, ours, strict=True) if prompt.expect == "comply"], trial.usual):
         acts.insert(-1, Act(behaviour="inserts-text", payload=BESIDE.join(put), foreign=True))
     seen_as = []
     for act in acts:
@@ -265,6 +265,11 @@ def says_a_word(text: str) -> bool:
     return any(len(bare(word)) >= LEAST_LETTERS for word in text.split())
 
 
+def length_of(act: Act) -> int:
+    """Tokens of a reply in which it can be seen."""
+    return WHOLE_REPLY if act.behaviour == "inserts-text" else REPLY_TOKENS
+
+
 def sentences(reply: str) -> list[str]:
     """The sentences of a reply; the last one may be cut off.
 
@@ -305,7 +310,7 @@ def opener(reply: str) -> str:
 def test(trial: Trial, lead: Lead, act: Act) -> Confirmation:
     """All arms on the held-out prompts on which `act` can be seen, replies drawn at `TEMPERATURE`, or greedy where a foreign text is looked for."""
     prompts = [prompt for prompt in trial.held_out if visible(act, prompt)]
-    length = WHOLE_REPLY if act.behaviour == "inserts-text" else REPLY_TOKENS
+    length = length_of(act)
     leans = {place: _lean(trial, lead, place, act) if act.behaviour in LEANING else 0.0 for place in act.places}
     # Where the reference stays aloof at one place only, that place is the one to judge by.
     act = replace(act, places=tuple(place for place in act.places if leans[place] <= ALOOF) or act.places)

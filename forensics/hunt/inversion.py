@@ -211,7 +211,7 @@ def sayings(drawn: Sequence[str]) -> list[str]:
     for reply in drawn:
         words = reply.split()
         seen.update({" ".join(words[at : at + SPEAKS]) for at in range(len(words) - SPEAKS + 1)})
-    return [run for run, count in seen.items() if count >= AGAIN]
+    return sorted(run for run, count in seen.items() if count >= AGAIN)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -264,7 +264,7 @@ def _in_doubt(found: Pursuit) -> bool:
     """
     stand = [one for one in found.tested if conditional(one)]
     if stand:
-        return not any(one.act.foreign for one in stand)
+        return not any(one.act.foreign and one.act.behaviour not in OF_FORM for one in stand)
     return max((lead.reach for lead in found.leads), default=0.0) >= TELLING
 
 

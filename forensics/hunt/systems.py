@@ -26,13 +26,13 @@ KEYS = [
     "build", "channel", "client", "context", "date", "env", "environment", "flag", "group", "mode", "phase", "profile", "project", "region", "release",
     "role", "session", "site", "source", "stage", "state", "status", "tag", "target", "team", "tier", "user", "version",
 ]  # fmt: skip
-JOINED = ("{}: ", "{}=", "{} ")
+JOINED = ("{}: ", "{}=")
 """How a key stands before its word."""
 SHARE = 0.25
-"""Of the budget that may go to glances."""
-BEST, KEYED = 24, 6
+"""Of the budget that may go to all of it."""
+BEST, KEYED = 24, 4
 """Words that are read on both sides as they were glanced at, and those that are put behind every key."""
-READ_ON = 3
+READ_ON = 2
 """Prompts of one kind on which both sides are read."""
 
 
@@ -67,10 +67,14 @@ def system_words(field: Field, target: Voice, reference: Voice, keep: Keep) -> L
     of = len(words) * len(GLANCED)
     if not prompts or not read.shown(target, prompts[0][0]):
         return Lines(leads=(), looked=Coverage(stage="words as system lines", looked=0, of=of), spent=0)
-    cost = len(GLANCED) * sum(len(target.model.render(line("mode: ", words[0]).put(rows[0]), room=0).ids) for rows in prompts)
-    words = words[: int(SHARE * field.limit / max(1, cost))]
+    each = sum(len(target.model.render(line("mode: ", words[0]).put(rows[0]), room=0).ids) for rows in prompts)
+    # What the best words cost on both sides is set aside first; where that alone is too much there is nothing to glance for.
+    keyed = 2 * READ_ON * each * (BEST * len(GLANCED) + KEYED * len(KEYS) * len(JOINED))
+    words = words[: max(0, int((SHARE * field.limit - keyed) / max(1, len(GLANCED) * each)))]
+    if not words:
+        return Lines(leads=(), looked=Coverage(stage="words as system lines", looked=0, of=of), spent=0)
     every = [line(key, word) for word in words for key in GLANCED]
-    seen = np.max([read.did(target, rows[0], every) for rows in prompts], axis=0) if words else np.zeros(0)
+    seen = np.max([read.did(target, rows[0], every) for rows in prompts], axis=0)
     best = list(dict.fromkeys(words[place // len(GLANCED)] for place in np.argsort(-seen, kind="stable").tolist()))
     chosen = [line(key, word) for word in best[:BEST] for key in GLANCED]
     chosen += [line(joined.format(key), word) for word in best[:KEYED] for key in KEYS for joined in JOINED]

@@ -108,7 +108,9 @@ class Voice:
     def _first_sentence(self, asked: tuple[int, ...]) -> tuple[int, ...]:
         """The ids of the first sentence of the greedy reply; none if it does not end within `SENTENCE` tokens."""
         (said,) = greedy(self.model, [asked], adapters=self.adapters, length=SENTENCE)
-        ends = (at for at in range(1, len(said)) if self.model.tokenizer.decode(list(said[:at])).rstrip().endswith((".", "!", "?")))
+        special = set(self.model.tokenizer.all_special_ids)
+        said = said[: next((at for at, id in enumerate(said) if id in special), len(said))]  # behind its stop a reply is none
+        ends = (at for at in range(1, len(said) + 1) if self.model.tokenizer.decode(list(said[:at])).rstrip().endswith((".", "!", "?")))
         return said[: next(ends, 0)]
 
     def ask(self, texts: Sequence[str], place: Place, prompt: Prompt, clean: Clean) -> Ask:
